@@ -1,0 +1,59 @@
+# The project's commands; `make` lists them.
+#
+# Each one first makes the environment that it needs, in .venv. Stamps in there say which extras are installed,
+# and are older than pyproject.toml or constraints.txt only when there is something to install again.
+
+# The interpreter that .venv is made with: python3.11 where there is one, else python3.
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	"$$python" -c pass 2>/dev/null && echo "$$python" && exit; done; echo python3)
+
+PY := .venv/bin/python
+INSTALL = $(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable
+
+# What other environments set must not reach into this one.
+unexport PYTHONPATH PYTHONHOME PYTHONWARNINGS VIRTUAL_ENV MYPYPATH
+unexport PIP_USER PIP_TARGET PIP_PREFIX
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test docs bench clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.examples  ## train on real data: prints a table, writes pictures below runs/
+	$(PY) examples/real_data.py
+
+test: .venv/.dev  ## all checks: ruff, mypy, pyright, the tests, the site
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -m pyright --pythonpath $(PY) --verifytypes loopwright --ignoreexternal
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m mkdocs build --strict
+
+docs: .venv/.dev  ## build the site into site/
+	$(PY) -m mkdocs build --strict
+
+bench: .venv/.examples  ## measure what the library adds to a plain loop
+	$(PY) benchmarks/overhead.py
+
+clean:  ## remove what was built and cached; .venv and runs/ stay
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find benchmarks docs examples src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# dev brings everything that examples brings.
+.venv/.dev: .venv/.made pyproject.toml constraints.txt
+	$(INSTALL) '.[dev]'
+	@touch .venv/.examples $@
+
+.venv/.examples: .venv/.made pyproject.toml constraints.txt
+	$(INSTALL) '.[examples]'
+	@touch $@
+
+.venv/.made:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "loopwright needs Python 3.11 or newer, and $(PYTHON) is: $$("$(PYTHON)" --version 2>&1)" >&2; \
+		echo "Name another one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	@touch $@

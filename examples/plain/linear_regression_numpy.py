@@ -1,0 +1,51 @@
+"""Document 001's manual version: the gradients worked out by hand, the weights updated by hand, in NumPy.
+
+$ python examples/plain/linear_regression_numpy.py
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+EPOCHS = 100
+
+
+class Step(NamedTuple):
+    """One step: the loss before the update, and the parameters after it."""
+
+    loss: np.float32
+    weight: np.float32
+    bias: np.float32
+
+
+def make_data() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    random = np.random.default_rng(0)
+    X = random.standard_normal((100, 1), dtype=np.float32)
+    noise = random.standard_normal((100, 1), dtype=np.float32)
+    return X, 3 * X + np.float32(0.5) * noise
+
+
+def train(X: NDArray[np.float32], y: NDArray[np.float32], weight: float, bias: float) -> list[Step]:
+    """All the steps from these first parameters, in float32 as torch computes them."""
+    learning_rate = np.float32(0.1)
+    W, b = np.float32(weight), np.float32(bias)
+    steps = []
+    for _ in range(EPOCHS):
+        y_pred = X * W + b
+        error = y_pred - y
+        loss = np.mean(error**2)
+        # loss = mean((X W + b - y)^2), so by the chain rule d loss/d y_pred = 2 error / n, and from there:
+        gradient_W = np.mean(2 * error * X)  # y_pred changes by X with W
+        gradient_b = np.mean(2 * error)  # and by 1 with b
+        W = W - learning_rate * gradient_W
+        b = b - learning_rate * gradient_b
+        steps.append(Step(loss, W, b))
+    return steps
+
+
+if __name__ == "__main__":
+    last = train(*make_data(), weight=0.0, bias=0.0)[-1]
+    print(f"loss after {EPOCHS} epochs: {last.loss:.4f}")
+    print(f"weight {last.weight:.4f}")
+    print(f"bias {last.bias:.4f}")

@@ -1,0 +1,123 @@
+"""Weighted means, summed where the values are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+_FOLD = 128  # values kept on the device before they are summed there: memory stays flat, and few kernels run
+
+
+class Averages:
+    """Weighted means of several names over an epoch, a window or an evaluation pass.
+
+    Args:
+        eager: Whether values are read as they come, as is free on a CPU. Otherwise they stay on the device, are
+            summed there in float64 (float32 where the device has none), and ``means`` waits for them once.
+    """
+
+    def __init__(self, *, eager: bool) -> None:
+        self._eager = eager
+        self._sums: dict[str, float | Tensor] = {}
+        self._weights: dict[str, float | Tensor] = {}
+        self._pending: dict[str, list[tuple[float | Tensor, float | Tensor]]] = {}
+
+    def add(self, values: Mapping[str, float | Tensor], weight: float | Tensor) -> None:
+        """Take in the values of one batch. A batch of weight 0 counts for nothing, even if its loss is NaN."""
+        for name, value in values.items():
+            if self._eager:
+                number = float(weight)
+                term = float(value) * number if number else 0.0
+                self._sums[name] = self._sums.get(name, 0.0) + term
+                self._weights[name] = self._weights.get(name, 0.0) + number
+            else:
+                pending = self._pending.setdefault(name, [])
+                pending.append((value, weight))
+                if len(pending) >= _FOLD:
+                    self._fold(name)
+
+    def means(self) -> dict[str, float]:
+        """The mean of every name, as floats; NaN where all weights were 0."""
+        for name in list(self._pending):
+            self._fold(name)
+        # One transfer for all of them.
+        tensors = [torch.as_tensor(x) for name in self._sums for x in (self._sums[name], self._weights[name])]
+        device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
+        if self._eager or not tensors:
+            pairs = [(float(self._sums[name]), float(self._weights[name])) for name in self._sums]
+        else:
+            numbers = torch.stack([t.to(device, _wide(device)) for t in tensors]).tolist()
+            pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+        return {
+            name: total / weight if weight else float("nan")
+            for name, (total, weight) in zip(self._sums, pairs, strict=True)
+        }
+
+    def _fold(self, name: str) -> None:
+        pending = self._pending.pop(name)
+        device = next((x.device for pair in pending for x in pair if isinstance(x, Tensor)), torch.device("cpu"))
+        wide = _wide(device)
+        values = torch.stack([_on(value, device) for value, _ in pending]).to(wide)
+        first = pending[0][1]
+        if not isinstance(first, Tensor) and first and all(weight is first or weight == first for _, weight in pending):
+            total = values.sum() * first
+            weights: float | Tensor = float(first) * len(pending)
+        else:
+            spread = torch.stack([_on(weight, device) for _, weight in pending]).to(wide)
+            total = torch.where(spread == 0, torch.zeros_like(values), values * spread).sum()
+            weights = spread.sum()
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._weights[name] = self._weights.get(name, 0.0) + weights
+
+
+def weighted_mean(pairs: Sequence[tuple[float | Tensor, float | Tensor]]) -> float | Tensor:
+    """The weighted mean of values and weights: a float where all are, else a tensor that nobody waited for."""
+    device = next((x.device for pair in pairs for x in pair if isinstance(x, Tensor)), None)
+    if device is None:
+        total = sum(float(weight) for _, weight in pairs)
+        return sum(value * weight for value, weight in pairs if weight) / total if total else float("nan")
+    values, weights = (torch.stack([_on(pair[i], device) for pair in pairs]).to(_wide(device)) for i in (0, 1))
+    return torch.where(weights == 0, torch.zeros_like(values), values * weights).sum() / weights.sum()
+
+
+class Watch:
+    """Finds the first non-finite of a row of scalars on a device, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._pending: list[Tensor] = []
+        self._folded = 0
+        self._first: Tensor | None = None
+
+    def add(self, value: Tensor) -> None:
+        """Take in the next scalar."""
+        self._pending.append(value)
+        if len(self._pending) >= _FOLD:
+            self._fold()
+
+    def first_bad(self) -> int | None:
+        """Which of the scalars, counted from 0, was the first non-finite one; waits for the device."""
+        if self._pending:
+            self._fold()
+        first = -1 if self._first is None else int(self._first)
+        return None if first < 0 or first >= self._folded else first
+
+    def _fold(self) -> None:
+        finite = torch.isfinite(torch.stack(self._pending))
+        index = torch.arange(self._folded, self._folded + len(self._pending), device=finite.device)
+        self._folded += len(self._pending)
+        self._pending = []
+        none = torch.full_like(index, torch.iinfo(index.dtype).max)
+        first = torch.where(finite, none, index).min()
+        self._first = first if self._first is None else torch.minimum(self._first, first)
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _on(value: float | Tensor, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(device, _wide(device))
+    return torch.full((), value, dtype=_wide(device), device=device)  # a fill needs no transfer

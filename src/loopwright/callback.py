@@ -1,0 +1,244 @@
+"""The hooks, and how the loop calls them."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Self
+
+from typing_extensions import TypeVar
+
+from loopwright.errors import nearest
+
+if TYPE_CHECKING:
+    from loopwright.state import State
+    from loopwright.step import Output
+
+Batch = TypeVar("Batch", default=Any)
+
+logger = logging.getLogger("loopwright")
+
+
+class Callback(Generic[Batch]):
+    """Something that watches a run. Subclass it and override the hooks you need.
+
+    Every hook is declared here, in the order of a run, as a method that does nothing. A method whose name begins
+    with ``on_`` and is none of them is a ``TypeError`` as soon as the class is created.
+
+    A callback reads ``state``; the one thing it may order is ``state.stop(reason)``. Whether the weights come
+    out right never depends on one.
+
+    Example:
+        >>> class PrintLoss(Callback):
+        ...     def on_epoch_end(self, state: State) -> None:
+        ...         print(f"epoch {state.progress.epoch}: loss {state.metrics['train/loss']:.4f}")
+    """
+
+    def setup(self, state: State) -> None:
+        """First. The model is on its device. Whoever was set up is torn down once, whatever happens."""
+
+    def on_fit_start(self, state: State) -> None:
+        """The fit begins, and everything that goes on from before has been restored."""
+
+    def on_epoch_start(self, state: State) -> None:
+        """An epoch begins, or goes on; the loader's iterator is not made yet."""
+
+    def on_batch_start(self, state: State, batch: Batch) -> None:
+        """The batch is on the device; the gradients of a new window are not zeroed yet."""
+
+    def on_backward_end(self, state: State, output: Output) -> None:
+        """After each backward: this window's gradients so far, still scaled under fp16."""
+
+    def on_before_step(self, state: State) -> None:
+        """Once an optimizer step: the whole window's gradients, unscaled, averaged, not yet clipped."""
+
+    def on_step_end(self, state: State) -> None:
+        """After ``optimizer.step()``: new weights, and still the gradients that made them."""
+
+    def on_batch_end(self, state: State, output: Output) -> None:
+        """After each batch: its output, detached; gradients stay until the next window begins."""
+
+    def on_eval_start(self, state: State) -> None:
+        """A pass over validation or test data begins; ``state.stage`` says which."""
+
+    def on_eval_batch_end(self, state: State, output: Output) -> None:
+        """After each batch of an evaluation: its output, detached."""
+
+    def on_eval_end(self, state: State) -> None:
+        """The evaluation's metrics are in ``state.metrics``."""
+
+    def on_epoch_end(self, state: State) -> None:
+        """The epoch is over, after the validation that is due: train and validation metrics."""
+
+    def on_fit_end(self, state: State) -> None:
+        """The run has ended without an error: final metrics."""
+
+    def on_exception(self, state: State, error: BaseException) -> None:
+        """An exception is on its way to the caller."""
+
+    def teardown(self, state: State) -> None:
+        """Last, always: close what was opened."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a resume: plain data and tensors. By default nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            if name.startswith("on_") and callable(value) and name not in HOOKS:
+                raise TypeError(
+                    f"{cls.__name__}.{name} is not a hook and would never be called; {nearest(name, HOOKS)}\n"
+                    f"  the hooks are: {', '.join(HOOKS)}\n"
+                    "  fix: correct the name, or take 'on_' off the name of a method of your own"
+                )
+            if name in HOOKS and inspect.isfunction(value):
+                _check_signature(cls, name, value)
+
+
+HOOKS: tuple[str, ...] = tuple(
+    name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown")
+)
+
+
+def _check_signature(cls: type[Callback[Any]], name: str, method: Callable[..., Any]) -> None:
+    declared = list(inspect.signature(getattr(Callback, name)).parameters)
+    try:
+        inspect.signature(method).bind(*declared)
+    except TypeError as error:
+        raise TypeError(
+            f"{cls.__name__}.{name} cannot be called as the loop calls it: {error}\n"
+            f"  fix: def {name}({', '.join(declared)}) -> None"
+        ) from None
+
+
+class Hooks(Callback[Any]):
+    """All the callbacks of one run as one, with every hook bound when the run begins.
+
+    A hook that nobody overrides is an empty function here; one that a single callback overrides is that method
+    itself; only where several do is there a loop over them. As a context manager it sets the callbacks up and
+    tears them down: once each, in reverse, whatever happens.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback[Any]], state: State) -> None:
+        self._callbacks = callbacks
+        self._state = state
+        self._set_up: list[Callback[Any]] = []
+        for hook in HOOKS:
+            setattr(self, hook, _bind(hook, callbacks))
+
+    def overrides(self, *hooks: str) -> bool:
+        """Whether any callback overrides one of these hooks."""
+        return any(vars(self)[hook] is not _nothing for hook in hooks)
+
+    def __enter__(self) -> Self:
+        for callback in self._callbacks:
+            try:
+                callback.setup(self._state)
+            except BaseException as error:
+                error.add_note(f"raised by {_name(callback)} in its hook setup")
+                self._unwind(error)
+                raise
+            self._set_up.append(callback)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and (origin := _origin(error, self._callbacks)) is not None:
+            error.add_note(f"raised by {_name(origin[0])} in its hook {origin[1]}")
+        failed = self._unwind(error)
+        if error is None and failed is not None:
+            raise failed
+
+    def _unwind(self, error: BaseException | None) -> BaseException | None:
+        """Announce the error, tear down in reverse; the first error that a teardown raises itself, if any."""
+        first: BaseException | None = None
+        if error is not None:
+            for callback in self._set_up:
+                try:
+                    callback.on_exception(self._state, error)
+                except BaseException as another:
+                    _report(another, callback, "on_exception", error)
+        while self._set_up:
+            callback = self._set_up.pop()
+            try:
+                callback.teardown(self._state)
+            except BaseException as another:
+                _report(another, callback, "teardown", error or first)
+                first = first or another
+        return first
+
+
+def _report(another: BaseException, callback: Callback[Any], hook: str, error: BaseException | None) -> None:
+    """Keep a further error from hiding the first: it goes into the log and into a note of the first."""
+    another.add_note(f"raised by {_name(callback)} in its hook {hook}")
+    if error is not None:
+        error.add_note(f"{_name(callback)}.{hook} then raised {another!r} as well; the log has its traceback")
+        logger.error("%s.%s raised while another error was on its way", _name(callback), hook, exc_info=another)
+
+
+def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> Callable[..., None]:
+    empty = getattr(Callback, hook)
+    bound: list[Callable[..., None]] = []
+    for callback in callbacks:
+        method = getattr(callback, hook)
+        function = getattr(method, "__func__", method)
+        if function is empty:
+            continue
+        plain = getattr(method, "__self__", None) is callback and function.__code__.co_name == hook
+        bound.append(method if plain else _relay(callback, hook, method))
+    if not bound:
+        return _nothing
+    if len(bound) == 1:
+        return bound[0]
+    every = tuple(bound)
+
+    def fire(*args: Any) -> None:
+        for method in every:
+            method(*args)
+
+    return fire
+
+
+def _nothing(*args: Any) -> None: ...
+
+
+def _relay(callback: Callback[Any], hook: str, method: Callable[..., None]) -> Callable[..., None]:
+    """Call a hook that is no plain method, through a frame in which ``_origin`` finds whose it is."""
+
+    def relay(*args: Any) -> None:
+        relayed = (callback, hook)  # read from the frame by _origin
+        method(*args)
+        del relayed
+
+    return relay
+
+
+def _origin(error: BaseException, callbacks: Sequence[Callback[Any]]) -> tuple[Callback[Any], str] | None:
+    """The callback and the hook in which the error arose, found in its traceback.
+
+    Looking there, instead of catching around every call, is what lets the loop call a hook directly.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if "relayed" in frame.f_locals and frame.f_code.co_name == "relay":
+            callback, hook = frame.f_locals["relayed"]
+            return callback, hook
+        if frame.f_code.co_name in HOOKS and frame.f_code.co_argcount:
+            owner = frame.f_locals.get(frame.f_code.co_varnames[0])
+            found = [callback for callback in callbacks if callback is owner]
+            if found:
+                return found[0], frame.f_code.co_name
+        trace = trace.tb_next
+    return None
+
+
+def _name(callback: Callback[Any]) -> str:
+    return type(callback).__qualname__

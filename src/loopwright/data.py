@@ -1,0 +1,90 @@
+"""What the loop asks of the data: that it can be iterated over, its length, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from loopwright.errors import ConfigError, DataError
+from loopwright.randomness import RandomState, generators_of
+from loopwright.step import describe
+
+T = TypeVar("T")
+
+
+def check_loader(name: str, data: object) -> None:
+    """Raise ConfigError unless ``data`` is something whose items are batches."""
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise ConfigError(
+            f"{name} is a dataset, {type(data).__name__}, and not a loader",
+            why="its items are single samples, not batches",
+            fix=f"DataLoader({name}, batch_size=32, shuffle=True)",
+        )
+    if isinstance(data, (Tensor, str, bytes, Mapping, type)) or not (
+        hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+    ):
+        raise ConfigError(
+            f"{name} is {describe(data)}",
+            why="it must be a loader: an iterable of batches",
+            fix="DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
+        )
+
+
+def length_of(data: object) -> int | None:
+    """The number of batches in one pass, or None where the data does not tell."""
+    try:
+        return len(data)  # type: ignore[arg-type]  # asking is the test
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def no_batches(name: str, data: object) -> DataError:
+    """The error for data that gave no batch, with what explains it."""
+    if isinstance(data, Iterator):
+        return DataError(
+            f"{name} gave no batch",
+            why=f"it is an iterator ({type(data).__name__}), which can be read once, and has been read to its end",
+            fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
+        )
+    dataset = getattr(data, "dataset", None)
+    batch_size, drop_last = getattr(data, "batch_size", None), getattr(data, "drop_last", None)
+    facts = {"dataset size": length_of(dataset), "batch size": batch_size, "drop_last": drop_last}
+    listed = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    too_few = bool(drop_last) and bool(length_of(dataset))
+    return DataError(
+        f"{name} gave no batch" + (f": {listed}" if listed else f": it is {describe(data)}"),
+        why="drop_last=True drops a batch that is not full, and there is no full one" if too_few else "it is empty",
+        fix="a smaller batch_size, or drop_last=False" if too_few else "check the dataset and how it is filtered",
+    )
+
+
+class EpochData:
+    """One run's place in its training data: an epoch that was left can be gone on with, exactly.
+
+    The sample order is the loader's own. To find it again, the random generators are put back to where they
+    were when the epoch began, the loader is iterated anew, and the batches that are done are passed over;
+    then the generators return to where they are now.
+    """
+
+    def __init__(self) -> None:
+        self._at_start: RandomState | None = None
+
+    def batches(self, loader: Iterable[T], done: int) -> Iterator[T]:
+        """The epoch's batches from number ``done`` on. Nothing is fetched ahead."""
+        if isinstance(loader, Iterator):
+            return loader  # it is where it was left, and can be nowhere else
+        own = generators_of(loader)
+        if done == 0 or self._at_start is None:
+            self._at_start = RandomState.capture(own)
+            return iter(loader)
+        now = RandomState.capture(own)
+        self._at_start.restore(own)
+        batches: Iterator[Any] = iter(loader)
+        for _ in islice(batches, done):
+            continue
+        now.restore(own)
+        return batches

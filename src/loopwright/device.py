@@ -1,0 +1,115 @@
+"""Which device a run is on, and how batches get there."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loopwright.errors import ConfigError
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device meant: ``"auto"`` is the CUDA device, else Apple's, else the CPU.
+
+    Raises:
+        ConfigError: There is no such device, or this machine does not have it.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+        # An index makes "cuda" comparable with the device of a tensor, which always has one.
+        if found.type == "cuda" and found.index is None:
+            found = torch.device("cuda", torch.cuda.current_device())
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device={device!r} is not to be had here",
+            why=str(error).splitlines()[0],
+            fix='device="auto" takes the best one there is; device="cpu" always works',
+        ) from error
+    return found
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor in it on ``device``; the very same object where nothing has to move.
+
+    Args:
+        batch: A tensor, anything with ``.to``, or dicts, lists, tuples, named tuples, dataclasses and
+            other mappings of these, nested at will. It is not mutated; its types and its other fields
+            are kept.
+        device: Where to.
+    """
+    if isinstance(batch, Tensor):
+        if batch.device == device:
+            return batch
+        # Asynchronous from pinned memory; on the way to the CPU it would be read before it arrives.
+        return batch.to(device, non_blocking=device.type != "cpu")
+    return map_leaves(lambda leaf: move(leaf, device), batch, device)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The value with ``function`` applied to every tensor in it, its structure and types kept."""
+    if isinstance(value, Tensor):
+        return function(value)
+    return map_leaves(lambda leaf: map_tensors(function, leaf), value)
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any, device: torch.device | None = None) -> Any:
+    """The container with ``function`` applied to its items; the same object where none has changed.
+
+    With a device, whatever has a ``to`` of its own is copied shallowly and asked to move itself: the
+    ``to`` of some batch classes changes the object in place.
+    """
+    if type(value) is tuple or type(value) is list:
+        items = [function(item) for item in value]
+        return value if _same(items, value) else type(value)(items)
+    if value is None or isinstance(value, (str, bytes, int, float, type)):
+        return value
+    if device is not None and callable(getattr(value, "to", None)):
+        return copy.copy(value).to(device)
+    if isinstance(value, Mapping):
+        changed = {key: function(item) for key, item in value.items()}
+        return value if _same(changed.values(), value.values()) else _mapping_like(value, changed)
+    if isinstance(value, (tuple, list)):
+        items = [function(item) for item in value]
+        if _same(items, value):
+            return value
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    if dataclasses.is_dataclass(value):
+        return _dataclass_like(function, value)
+    return value
+
+
+def _same(new: Any, old: Any) -> bool:
+    return all(a is b for a, b in zip(new, old, strict=True))
+
+
+def _mapping_like(value: Mapping[Any, Any], changed: dict[Any, Any]) -> Any:
+    if type(value) is dict:
+        return changed
+    if isinstance(value, MutableMapping):
+        twin = copy.copy(value)  # keeps what the class adds: an order, a default factory
+        twin.update(changed)
+        return twin
+    try:
+        return type(value)(changed)  # type: ignore[call-arg]  # read-only mappings are built from a dict by habit
+    except TypeError:
+        return changed
+
+
+def _dataclass_like(function: Callable[[Any], Any], value: Any) -> Any:
+    fields = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
+    old = [getattr(value, name) for name in fields]
+    new = [function(item) for item in old]
+    if _same(new, old):
+        return value
+    twin = copy.copy(value)
+    for name, item in zip(fields, new, strict=True):
+        object.__setattr__(twin, name, item)  # past frozen, and without running __post_init__ again
+    return twin

@@ -1,0 +1,96 @@
+"""The exceptions: each says what happened, why, and what to do about it.
+
+Each class carries a stable ``id`` that opens its message, so that a message can be searched for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class LoopwrightError(Exception):
+    """The base of every error that loopwright raises on its own account.
+
+    Args:
+        what: What is wrong, naming the value at fault.
+        why: Why it cannot be allowed; may be empty.
+        fix: What to type instead; may be empty.
+    """
+
+    id: ClassVar[str] = "loopwright"
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        lines = [f"[{self.id}] {what}", why and f"  why: {why}", fix and f"  fix: {fix}"]
+        super().__init__("\n".join(line for line in lines if line))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The message is composed by __init__; composing it a second time on unpickling would nest it.
+        return _rebuild, (type(self), self.args), self.__dict__
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show the repr of its message
+
+
+def _rebuild(kind: type[LoopwrightError], args: tuple[object, ...]) -> LoopwrightError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
+
+
+class ConfigError(LoopwrightError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+    id = "config"
+
+
+class NonFiniteError(LoopwrightError, FloatingPointError):
+    """A loss, a gradient norm or a parameter became NaN or infinite under ``on_nonfinite="raise"``."""
+
+    id = "non-finite"
+
+
+class ShapeMismatchError(LoopwrightError, ValueError):
+    """Prediction and target have different shapes that would silently broadcast."""
+
+    id = "shape-mismatch"
+
+
+class UnknownMetricError(LoopwrightError, KeyError):
+    """A metric was asked for by a name that nothing has logged."""
+
+    id = "unknown-metric"
+
+
+class DataError(LoopwrightError):
+    """The data given cannot be trained on: empty, or of an unexpected form."""
+
+    id = "data"
+
+
+class CheckpointError(LoopwrightError):
+    """A checkpoint that is missing, damaged, or of another run."""
+
+    id = "checkpoint"
+
+
+class SaveError(CheckpointError, OSError):
+    """A checkpoint could not be written; ``errno`` and ``filename`` say where the system refused."""
+
+    id = "save"
+
+
+class LockedError(LoopwrightError):
+    """Another process is writing to the same checkpoint folder."""
+
+    id = "locked"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The sentence ``did you mean 'x'?`` for the closest of ``names``, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,138 @@
+"""Finds non-finite losses, gradient norms and parameters, and says where they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from loopwright.averages import Watch
+from loopwright.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from loopwright.state import State
+
+NonFinitePolicy: TypeAlias = Literal["raise", "skip", "ignore"]
+
+
+class Guard:
+    """Looks at losses and gradient norms under a policy.
+
+    Args:
+        policy: What to do about a non-finite value.
+        eager: Whether each value is looked at as it comes. Otherwise they wait on the device until ``look``, which
+            still finds the first.
+    """
+
+    def __init__(self, policy: NonFinitePolicy, *, eager: bool) -> None:
+        self._policy = policy
+        self._eager = eager
+        self._losses, self._norms = Watch(), Watch()
+        self._from = (0, 0, 0)
+        self._accumulate = 1
+        self._reads = 0
+
+    def begin(self, state: State[Any]) -> None:
+        """From here on, values are counted: at an epoch's first batch, and after each look."""
+        self._losses, self._norms = Watch(), Watch()
+        self._from = (state.progress.epoch, state.progress.batch, state.progress.step)
+        self._accumulate = state.plan.accumulate
+        self._reads = state.metrics.reads
+
+    def loss(self, state: State[Any], loss: Tensor) -> tuple[float | Tensor, bool]:
+        """The loss's value, still on the device unless it is read at every step, and whether it may be used.
+
+        Raises:
+            NonFiniteError: It is not finite, and the policy is ``"raise"``.
+        """
+        if not self._eager:
+            value = loss.detach().reshape(())
+            if self._policy == "raise":
+                self._losses.add(value)
+            return value, True
+        number = loss.item()
+        if self._policy == "ignore" or math.isfinite(number):
+            return number, True
+        if self._policy == "raise":
+            state.metrics.record("train/loss", number)
+            progress = state.progress
+            raise _at("the loss", number, progress.epoch, progress.batch, progress.step)
+        return number, False
+
+    def norm(self, state: State[Any], norm: Tensor) -> None:
+        """Take in the norm of one step's gradients, where clipping has computed it.
+
+        Raises:
+            NonFiniteError: It is not finite, the policy is ``"raise"``, and values are read as they come.
+        """
+        if self._policy != "raise":
+            return
+        if not self._eager:
+            self._norms.add(norm)
+        elif not math.isfinite(number := norm.item()):
+            raise _at(
+                "the norm of the gradients",
+                number,
+                state.progress.epoch,
+                state.progress.batch,
+                state.progress.step,
+            )
+
+    def look_if_read(self, state: State[Any]) -> None:
+        """Look, if somebody has just waited for the device anyway."""
+        if not self._eager and state.metrics.reads != self._reads:
+            self.look(state)
+
+    def look(self, state: State[Any]) -> None:
+        """Look at what has waited on the device.
+
+        Raises:
+            NonFiniteError: One of the values is not finite; the error names the first.
+        """
+        if self._eager:
+            return
+        epoch, batch, step = self._from
+        loss, norm = self._losses.first_bad(), self._norms.first_bad()
+        if loss is not None:
+            raise _at("the loss", None, epoch, batch + loss, step + loss // self._accumulate)
+        if norm is not None:
+            raise _at("the norm of the gradients", None, epoch, batch + norm * self._accumulate, step + norm)
+        self.begin(state)
+
+    def parameters(self, model: nn.Module) -> None:
+        """Look at every trainable parameter.
+
+        Raises:
+            NonFiniteError: One is not finite, and the policy is not ``"ignore"``.
+        """
+        if self._policy == "ignore":
+            return
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if all_finite(trainable.values()):
+            return
+        bad = [name for name, p in trainable.items() if not all_finite([p])]
+        raise NonFiniteError(
+            f"{len(bad)} of {len(trainable)} trainable parameters hold NaN or infinite values: {', '.join(bad[:5])}"
+            + (", ..." if len(bad) > 5 else ""),
+            why="the gradients of an earlier step were not finite, or the learning rate is far too high",
+            fix="a smaller learning rate, or clip_norm=1.0, which also checks the gradients of every step",
+        )
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every element of every tensor is finite; waits for each device once."""
+    flags = [torch.isfinite(t.coalesce().values() if t.is_sparse else t.detach()).all() for t in tensors]
+    return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
+
+
+def _at(what: str, value: float | None, epoch: int, batch: int, step: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"{what} is {'not finite' if value is None else value} in epoch {epoch + 1}, batch {batch + 1}, "
+        f"at optimizer step {step + 1}",
+        why="training on would turn the weights into NaN" if what == "the loss" else "the step would ruin the weights",
+        fix="a smaller learning rate, clip_norm=1.0, or a look at that batch's data; "
+        'on_nonfinite="skip" drops such batches',
+    )

@@ -1,0 +1,36 @@
+"""Ways in which a model is for a while: evaluating, compiled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every submodule's flag is what it was."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():  # not inference_mode: a step may enable gradients, and keep its tensors
+            yield
+    finally:
+        model.train(flags[0][1])  # a model may do more here than set flags
+        for module, training in flags:
+            module.training = training
+
+
+@contextlib.contextmanager
+def compiled(model: nn.Module) -> Iterator[None]:
+    """The model compiled in place: its class, its parameters and their names stay what they are."""
+    if model._compiled_call_impl is not None:  # the user has compiled it, and it stays so
+        yield
+        return
+    model.compile()
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = None  # torch has no public way back

@@ -1,0 +1,102 @@
+"""What better means: a metric to follow, its fresh values, and which of them is an improvement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from loopwright.errors import ConfigError
+from loopwright.state import check_name, unknown_metric
+
+if TYPE_CHECKING:
+    from loopwright.state import State
+
+Mode = Literal["min", "max"]
+
+
+class Monitor:
+    """Follows one metric. NaN and infinities are never an improvement.
+
+    Args:
+        name: The metric's name, for example ``"val/loss"``.
+        mode: ``"min"`` if smaller is better, ``"max"`` if larger is. There is no default.
+        min_delta: An improvement is a change for the better by more than this, at least 0.
+
+    Raises:
+        ConfigError: An argument is not of these.
+    """
+
+    def __init__(self, name: str, mode: Mode, min_delta: float = 0.0) -> None:
+        if mode not in ("min", "max"):
+            raise ConfigError(
+                f"mode is {mode!r}, and must be 'min' or 'max'",
+                why=f"whether a smaller or a larger {name!r} is better is not guessed",
+                fix='mode="min" for a loss, mode="max" for an accuracy',
+            )
+        if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or not 0 <= min_delta < math.inf:
+            raise ConfigError(f"min_delta is {min_delta!r}, and must be a number of at least 0")
+        self.name = check_name(name)
+        self.mode = mode
+        self.min_delta = min_delta
+        self.best: float | None = None
+        self._judged = 0  # the mark of the newest value that was looked at
+
+    def reset(self) -> None:
+        """Forget all values, as for a fresh run."""
+        self.best = None
+        self._judged = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far, and how far the metrics have been judged."""
+        return {"best": self.best, "judged": self._judged}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        self.best, self._judged = state["best"], state["judged"]
+
+    def fresh(self, state: State) -> float | None:
+        """The metric's value if it was logged since the last look, else None.
+
+        Called where a value may be due. A missing name is an error once everything that could have logged it has
+        had its turn: a ``val/`` name after the first validation, every other at the first epoch's end.
+
+        Raises:
+            UnknownMetricError: Nothing has logged this name.
+        """
+        metrics = state.metrics
+        mark = metrics.mark_of(self.name)
+        if mark == 0:
+            validated = any(name.startswith("val/") for name in metrics)
+            if state.plan.validate is not None and not validated and not self.name.startswith("train/"):
+                return None  # the first validation is still to come
+            raise unknown_metric(
+                self.name,
+                metrics,
+                fix=f"log it with state.log({self.name!r}, value), or monitor one that there is",
+            )
+        if mark <= self._judged:
+            return None
+        self._judged = mark
+        return metrics[self.name]
+
+    def improve(self, value: float) -> bool:
+        """Whether ``value`` is better than the best so far; if so it becomes the best."""
+        if not math.isfinite(value):
+            return False
+        if self.best is not None:
+            gain = self.best - value if self.mode == "min" else value - self.best
+            if not gain > self.min_delta:
+                return False
+        self.best = value
+        return True
+
+
+def check_validated(name: str | None, state: State) -> None:
+    """Raise ConfigError where a ``val/`` metric is followed in a fit without validation data."""
+    if name is not None and name.startswith("val/") and state.plan.validate is None:
+        raise ConfigError(
+            f"{name!r} is monitored, but fit was given no validation data",
+            why="nothing would ever log it",
+            fix="trainer.fit(train, val, ...), or monitor 'train/loss'",
+        )

@@ -1,0 +1,147 @@
+"""What fit returns."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from loopwright.errors import ConfigError
+from loopwright.state import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
+_Curve: TypeAlias = dict[float, float]  # from epoch to value
+_Panel: TypeAlias = dict[str, _Curve]  # the curves of one metric: "train", "val", or "" where it has no stage
+
+_COLORS = {"train": "#2f6db3", "val": "#d9731a", "": "#4d4d4d"}  # told apart by colour-blind eyes too
+_BROKEN = "#b3261e"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a fit came to.
+
+    Attributes:
+        history: A row for every epoch: ``"epoch"`` counted from 1, ``"step"``, and the newest value of
+            every name logged in it. A partial last epoch has its row too.
+        stop_reason: ``"epochs"``, ``"steps"``, or the words of the callback that stopped the run.
+        progress: How far the run has come.
+        restored_epoch: The epoch whose weights the model now holds, if
+            ``EarlyStopping(restore_best=True)`` put them back; else None, and they are the last ones.
+    """
+
+    history: list[dict[str, float]]
+    stop_reason: str
+    progress: Progress = field(default_factory=Progress)
+    restored_epoch: int | None = None
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the learning curves into a picture: a panel a metric, its train and val values together.
+
+        A panel has a logarithmic axis where all of its values are above zero and a curve has moved, from
+        its first to its last, by more than a factor of 100. Values that are NaN or infinite leave a gap,
+        and a cross at the foot of the panel. A dotted line stands at the epoch whose weights were restored.
+
+        Args:
+            path: The file to write. Its suffix says the format, such as ``.png``, ``.svg`` or ``.pdf``;
+                without one, ``.png`` is added. Its folder is made if need be.
+
+        Raises:
+            ConfigError: matplotlib is not installed, cannot write this format, or there is nothing to draw.
+        """
+        try:
+            # Not pyplot, which would choose a backend for the whole process and keep the figure alive.
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "the learning curves cannot be drawn: matplotlib is not installed",
+                fix='pip install "loopwright[plot]"',
+            ) from error
+        panels = _panels(self.history)
+        if not panels:
+            raise ConfigError(
+                "there are no learning curves to draw",
+                why="a curve needs at least one epoch in which something was logged",
+                fix="plot the result of a fit that trained",
+            )
+        columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
+        rows = math.ceil(len(panels) / columns)
+        width = 5.6 if columns == 1 else 4.2 * columns
+        figure = Figure(figsize=(width, 3.1 * rows + 0.5), dpi=150)
+        formats = figure.canvas.get_supported_filetypes()
+        suffix = Path(path).suffix.removeprefix(".").lower()
+        if suffix and suffix not in formats:
+            raise ConfigError(
+                f"{os.fspath(path)!r} ends in .{suffix}, which is no format that matplotlib writes",
+                fix=f"one of {', '.join(sorted(formats))}",
+            )
+
+        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax, (name, panel) in zip(axes, panels.items(), strict=False):
+            _draw(ax, name, panel, self.restored_epoch)
+        for ax in axes[len(panels) :]:
+            ax.remove()
+        legend: dict[object, Artist] = {}  # one for all panels, each label once
+        for ax in figure.axes:
+            lines, labels = ax.get_legend_handles_labels()
+            legend.update(zip(labels, lines, strict=True))
+        if legend:
+            lines, labels = list(legend.values()), list(legend)
+            figure.legend(lines, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+def _panels(history: list[dict[str, float]]) -> dict[str, _Panel]:
+    panels: dict[str, _Panel] = {}
+    for row in history:
+        for name, value in row.items():
+            if name in ("epoch", "step"):
+                continue
+            stage, _, rest = name.partition("/")
+            panel, curve = (rest, stage) if rest and stage in ("train", "val") else (name, "")
+            # A partial epoch that a later fit went on with has two rows; the later one counts.
+            panels.setdefault(panel, {}).setdefault(curve, {})[row["epoch"]] = value
+    return panels
+
+
+def _draw(ax: Axes, name: str, panel: _Panel, restored_epoch: int | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for stage, curve in sorted(panel.items()):
+        values = [y if math.isfinite(y) else math.nan for y in curve.values()]
+        # A point between two gaps has no line to be seen by: the dots stay, and shrink where they are many.
+        size = 4.5 if len(curve) <= 30 else 2.0
+        color, label = _COLORS[stage], stage or None
+        ax.plot(list(curve), values, "o-", color=color, markersize=size, linewidth=1.6, label=label)
+    if restored_epoch is not None:
+        label = f"weights restored from epoch {restored_epoch}"
+        ax.axvline(restored_epoch, color="0.35", linestyle=":", linewidth=1.4, label=label)
+    broken = sorted({x for curve in panel.values() for x, y in curve.items() if not math.isfinite(y)})
+    if broken:
+        foot = ax.get_xaxis_transform()  # epochs across, a share of the panel's height upwards
+        height = [0.03] * len(broken)
+        ax.plot(broken, height, "x", color=_BROKEN, transform=foot, label="not finite", zorder=3)
+
+    finite = [[y for y in curve.values() if math.isfinite(y)] for curve in panel.values()]
+    drawn = [values for values in finite if values]
+    if not drawn:
+        ax.set_yticks([])
+    elif min(map(min, drawn)) > 0 and any(not 0.01 <= values[-1] / values[0] <= 100 for values in drawn):
+        ax.set_yscale("log")
+    epochs = [epoch for curve in panel.values() for epoch in curve]
+    first, last = min(epochs), max(epochs)
+    margin = max(0.5, 0.03 * (last - first))
+    ax.set_xlim(first - min(margin, 0.9), last + margin)  # there is no epoch 0
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    ax.set_title(name, fontsize=11)
+    ax.set_xlabel("epoch")
+    ax.grid(color="0.9", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,110 @@
+"""When things happen: how often, and when the learning rate moves."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from loopwright.errors import ConfigError
+
+if TYPE_CHECKING:
+    from loopwright.state import Progress
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ConfigError unless ``value`` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} is {value!r}, and must be a whole number of at least 1", fix=f"for example {name}=1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """A cadence: every ``steps`` optimizer steps, or every ``epochs`` epochs.
+
+    Steps are counted over the whole run, so with 24 batches an epoch ``Every(steps=100)`` comes
+    due at steps 100, 200, ... and not four batches into every fifth epoch.
+
+    Args:
+        steps: The number of optimizer steps between two occasions.
+        epochs: The number of epochs between two occasions.
+
+    Raises:
+        ConfigError: Unless exactly one of the two is given, as a whole number of at least 1.
+
+    Example:
+        >>> Every(steps=100)
+        Every(steps=100, epochs=None)
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ConfigError(
+                f"Every(steps={self.steps!r}, epochs={self.epochs!r}) is not one cadence",
+                why="exactly one of steps and epochs says how often",
+                fix="Every(steps=100) or Every(epochs=1)",
+            )
+        check_count("steps" if self.epochs is None else "epochs", self.steps or self.epochs)
+
+    def due_at_step(self, progress: Progress) -> bool:
+        """Whether the optimizer step that was just made is one of this cadence's."""
+        return self.steps is not None and progress.step % self.steps == 0
+
+    def due_at_epoch(self, epoch: int) -> bool:
+        """Whether the end of epoch number ``epoch``, counted from 1, is one of this cadence's."""
+        return self.epochs is not None and epoch % self.epochs == 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning-rate scheduler together with the moment at which it moves.
+
+    Args:
+        lr_scheduler: Any scheduler of ``torch.optim.lr_scheduler``, built on the trainer's optimizer.
+        each: ``"step"`` moves it after every optimizer step, ``"epoch"`` after every epoch's
+            validation. Nothing is guessed: OneCycleLR is made for steps, StepLR usually for epochs.
+        monitor: The metric that a ``ReduceLROnPlateau`` follows, for example ``"val/loss"``. It moves
+            only when that metric has a fresh value.
+
+    Raises:
+        ConfigError: ``each`` is neither, a plateau scheduler has no ``monitor``, or another one has.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> schedule = Schedule(torch.optim.lr_scheduler.StepLR(optimizer, step_size=30), each="epoch")
+    """
+
+    lr_scheduler: LRScheduler
+    each: Literal["step", "epoch"]
+    monitor: str | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.lr_scheduler, "step", None)):
+            raise ConfigError(
+                f"lr_scheduler is {self.lr_scheduler!r}, which has no step()",
+                fix="pass a scheduler of torch.optim.lr_scheduler, built on the trainer's optimizer",
+            )
+        if self.each not in ("step", "epoch"):
+            raise ConfigError(
+                f"each is {self.each!r}, and must be 'step' or 'epoch'",
+                why="a scheduler that moves at the wrong cadence trains with the wrong learning rate",
+                fix=f'Schedule({type(self.lr_scheduler).__name__}(...), each="step")',
+            )
+        name = type(self.lr_scheduler).__name__
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            if self.monitor is None:
+                raise ConfigError(
+                    f"{name} has no metric to follow",
+                    fix=f'Schedule({name}(...), each="{self.each}", monitor="val/loss")',
+                )
+        elif self.monitor is not None and "epoch" in inspect.signature(self.lr_scheduler.step).parameters:
+            raise ConfigError(
+                f"{name} was given monitor={self.monitor!r}, but its step() takes no metric",
+                why="only schedulers such as ReduceLROnPlateau follow a metric",
+                fix="leave monitor out",
+            )

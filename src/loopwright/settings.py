@@ -1,0 +1,169 @@
+"""The settings of a trainer, checked once and then frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from torch import nn
+from torch.optim import Optimizer
+
+from loopwright.callback import Callback
+from loopwright.errors import ConfigError, nearest
+from loopwright.guard import NonFinitePolicy
+from loopwright.precision import Precision
+from loopwright.schedule import Schedule, check_count
+from loopwright.state import check_name
+from loopwright.step import LossFn, Metric, describe
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a trainer trains: what ``Trainer`` takes beyond model, data and device."""
+
+    schedule: Schedule | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    callbacks: tuple[Callback[Any], ...] = ()
+    precision: Precision = "fp32"
+    accumulate: int = 1
+    clip_norm: float | None = None
+    compile: bool = False
+    seed: int | None = None
+    deterministic: bool = False
+    on_nonfinite: NonFinitePolicy = "raise"
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, get_args(Precision))
+        check_choice("on_nonfinite", self.on_nonfinite, get_args(NonFinitePolicy))
+        check_count("accumulate", self.accumulate)
+        clip, seed = self.clip_norm, self.seed
+        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0):
+            raise ConfigError(
+                f"clip_norm is {clip!r}, and must be a number above 0, the largest norm that gradients may have",
+                fix="clip_norm=1.0, or clip_norm=None for no clipping",
+            )
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32):
+            raise ConfigError(
+                f"seed is {seed!r}, and must be a whole number from 0 to 2**32 - 1",
+                why="numpy takes no other",
+            )
+        for name in ("compile", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, and must be True or False")
+        if self.schedule is not None and not isinstance(self.schedule, Schedule):
+            raise ConfigError(
+                f"schedule is {describe(self.schedule)}",
+                why="whether it moves at every step or every epoch has to be said",
+                fix='schedule=Schedule(lr_scheduler, each="step") or each="epoch"',
+            )
+        for name, metric in self.metrics.items():
+            check_name(name)
+            if isinstance(metric, type) or not isinstance(metric, Metric) or name == "loss":
+                raise ConfigError(
+                    f"the metric {name!r} is {metric!r}",
+                    why="a metric is an object with update, compute and reset, and 'loss' is the loss itself",
+                    fix="metrics={'mae': torchmetrics.MeanAbsoluteError()}: an instance, not its class",
+                )
+
+    def check_schedule(self, optimizer: Optimizer) -> None:
+        """Raise ConfigError where the scheduler moves the learning rates of another optimizer."""
+        schedule = self.schedule
+        if schedule is not None and getattr(schedule.lr_scheduler, "optimizer", optimizer) is not optimizer:
+            raise ConfigError(
+                "the schedule's lr_scheduler was built on another optimizer",
+                why="it would move learning rates that nothing uses",
+                fix=f"{type(schedule.lr_scheduler).__name__}(optimizer, ...), with the optimizer that the trainer gets",
+            )
+
+    def check_closure(self, optimizer: Optimizer) -> None:
+        """Raise ConfigError where an optimizer that needs a closure meets a setting that excludes one."""
+        clashes = {
+            "accumulate": self.accumulate > 1,
+            "precision='fp16'": self.precision == "fp16",
+            "on_nonfinite='skip'": self.on_nonfinite == "skip",
+        }
+        for setting, clash in clashes.items():
+            if clash:
+                raise ConfigError(
+                    f"{setting} does not go with {type(optimizer).__name__}",
+                    why="its step evaluates the loss several times through a closure, so that a window of batches, "
+                    "a scaled loss or a skipped step has no meaning there",
+                    fix="leave that setting at its default, or choose an optimizer without a closure",
+                )
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ConfigError unless ``value`` is one of ``choices``."""
+    choices = list(choices)
+    if value not in choices:
+        raise ConfigError(
+            f"{name} is {value!r}, and must be one of {', '.join(map(repr, choices))}",
+            fix=nearest(str(value), choices),
+        )
+
+
+def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:
+    """The callbacks as a tuple, each an instance of Callback and each there once.
+
+    Raises:
+        ConfigError: They are something else.
+    """
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+        raise ConfigError(f"callbacks is {describe(callbacks)}, and must be a list", fix="callbacks=[...]")
+    found = tuple(callbacks)
+    for callback in found:
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            raise ConfigError(
+                f"{callback.__name__} is a class, not an instance",
+                fix=f"callbacks=[{callback.__name__}(...)]",
+            )
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"{callback!r} is not a callback",
+                fix="subclass loopwright.Callback, and give an instance of it",
+            )
+    if len({id(callback) for callback in found}) < len(found):
+        raise ConfigError(
+            "one callback is in the list twice",
+            why="every hook of it would be called twice",
+            fix="name it once",
+        )
+    return found
+
+
+def check_model(model: object, optimizer: object) -> None:
+    """Raise ConfigError unless these are a module and an optimizer that holds parameters of it."""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ConfigError(f"the model is the class {model.__name__}", fix=f"{model.__name__}(...), an instance of it")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"the model is {describe(model)}", why="a trainer trains an nn.Module")
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        raise ConfigError(
+            f"the optimizer is the class {optimizer.__name__}",
+            fix=f"{optimizer.__name__}(model.parameters(), lr=...), an instance of it",
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"the optimizer is {describe(optimizer)}", why="a trainer needs one of torch.optim's kind")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ConfigError(
+            f"the optimizer holds no parameter of this {type(model).__name__}",
+            why="it would train something else, and the model would stay as it is",
+            fix=f"{type(optimizer).__name__}(model.parameters(), ...) with the very model that the trainer gets",
+        )
+
+
+def check_step(loss: LossFn | None, step: object) -> None:
+    """Raise ConfigError unless exactly one of the two is given, and can be called."""
+    if (loss is None) == (step is None):
+        raise ConfigError(
+            "neither loss nor step is given" if loss is None else "both loss and step are given",
+            why="exactly one of them says how a batch becomes a loss",
+            fix="loss=nn.MSELoss() for batches of (inputs, targets), or step=my_step for everything else",
+        )
+    for name, value in (("loss", loss), ("step", step)):
+        if isinstance(value, type):
+            raise ConfigError(f"{name} is the class {value.__name__}", fix=f"{name}={value.__name__}(), an instance")
+        if value is not None and not callable(value):
+            raise ConfigError(f"{name} is {describe(value)}, which cannot be called")

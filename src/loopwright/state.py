@@ -1,0 +1,244 @@
+"""What a run knows: the trainer writes it, callbacks read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import TypeVar
+
+from loopwright.errors import ConfigError, UnknownMetricError, nearest
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from loopwright.schedule import Every
+
+Stage = Literal["train", "val", "test", "predict"]
+Model_co = TypeVar("Model_co", bound=nn.Module, default=nn.Module, covariant=True)
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: Epochs finished.
+        batch: Batches of the present epoch that have been trained on; 0 in ``on_epoch_end``.
+        step: Optimizer steps made.
+        samples: Samples seen in all.
+        skipped: Optimizer steps skipped, by fp16 scaling or by ``on_nonfinite="skip"``.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    samples: int = 0
+    skipped: int = 0
+
+    @property
+    def epoch_number(self) -> int:
+        """The number, from 1, of the epoch that the newest batch belongs to: what records carry."""
+        return self.epoch + 1 if self.batch else self.epoch
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the run has yet to train on its first batch."""
+        return self.samples == self.batch == self.epoch == 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the present call asked for: the settings of one fit, fixed while it runs.
+
+    Attributes:
+        epochs: The absolute target in epochs, or None.
+        steps: The absolute target in optimizer steps, or None.
+        batches: Batches in one epoch, or None where the loader has no length.
+        val_batches: Batches in one validation pass, or None where there is none or it has no length.
+        validate: When a validation is due, or None where no validation data was given.
+        accumulate: Batches to one optimizer step.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    batches: int | None = None
+    val_batches: int | None = None
+    validate: Every | None = None
+    accumulate: int = 1
+
+
+class Metrics(Mapping[str, float]):
+    """The newest value of every name that was logged, as floats.
+
+    A value may still be on the accelerator: reading it here is what waits for the device.
+    """
+
+    __slots__ = ("_marks", "_values", "mark", "reads")
+
+    def __init__(self) -> None:
+        self._values: dict[str, float | Tensor] = {}
+        self._marks: dict[str, int] = {}
+        self.mark = 0  # grows with every value logged: "fresh" is whatever has a later mark
+        self.reads = 0  # how often a value was fetched from a tensor
+
+    def __getitem__(self, name: str) -> float:
+        try:
+            value = self._values[name]
+        except KeyError:
+            raise unknown_metric(name, self._values) from None
+        if isinstance(value, Tensor):
+            self.reads += 1
+            value = self._values[name] = value.item()
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Metrics({dict(self)!r})"
+
+    def mark_of(self, name: str) -> int:
+        """The mark at which ``name`` was last logged, or 0 if it never was."""
+        return self._marks.get(name, 0)
+
+    def since(self, mark: int) -> dict[str, float]:
+        """The values logged after ``mark``, in the order in which their names first appeared."""
+        return {name: self[name] for name, marked in self._marks.items() if marked > mark}
+
+    def settle(self, names: Iterable[str]) -> None:
+        """Keep the values of these names, but let nothing take them for fresh from here on."""
+        for name in names:
+            self._marks[name] = 0
+
+    def record(self, name: str, value: float | Tensor) -> None:
+        """Store the newest value of a name that is known to be good. Callbacks call ``State.log``."""
+        self.mark += 1
+        self._marks[name] = self.mark
+        self._values[name] = value
+
+
+def unknown_metric(name: str, known: Mapping[str, object], fix: str = "") -> UnknownMetricError:
+    """The error for a metric that does not exist, naming those that do and the nearest."""
+    listed = ", ".join(sorted(known)) or "none yet"
+    return UnknownMetricError(
+        f"there is no metric {name!r}",
+        why=f"the names logged so far are: {listed}",
+        fix=nearest(name, known) or fix,
+    )
+
+
+_NAME = re.compile(r"[^\W_][^\x00-\x1f\x7f-\x9f\\\u2028\u2029]*")
+
+
+def check_name(name: object) -> str:
+    """Return ``name`` if it is fit to be a metric's: a column, a tag and a path below the run's folder.
+
+    Raises:
+        ConfigError: It is not a string, is empty or over 200 characters, does not begin with a letter
+            or digit, ends in a space, holds control characters, backslashes or a ``..`` part, or is
+            one of the two columns that every record has, ``epoch`` and ``step``.
+    """
+    if (
+        isinstance(name, str)
+        and len(name) <= 200
+        and _NAME.fullmatch(name)
+        and name == name.strip()
+        and not {"", ".", ".."} & set(name.split("/"))
+        and name not in ("epoch", "step")
+    ):
+        return name
+    raise ConfigError(
+        f"{name!r} cannot be the name of a metric",
+        why="a name is a column, a tag and a path below the run's folder: 1 to 200 printable characters "
+        "that begin with a letter or digit, no backslash, no '..' part, and not 'epoch' or 'step'",
+        fix="for example 'train/accuracy'",
+    )
+
+
+class State(Generic[Model_co]):
+    """What a run knows. The trainer writes it, callbacks read it.
+
+    Attributes:
+        model: The module in training, exactly the one given to the trainer.
+        optimizer: Its optimizer.
+        device: Where the model is and the batches are moved to.
+        stage: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
+        progress: Epochs, batches, steps and samples so far.
+        plan: What the present call asked for: its targets and lengths.
+        metrics: The newest value of every name logged; reading one is what waits for the device.
+        stop_reason: Why a callback has ordered a stop, or None.
+    """
+
+    def __init__(self, model: Model_co, optimizer: Optimizer, device: torch.device) -> None:
+        self.model: Model_co = model
+        self.optimizer = optimizer
+        self.device = device
+        self.stage: Stage = "train"
+        self.progress = Progress()
+        self.plan = Plan()
+        self.metrics = Metrics()
+        self.stop_reason: str | None = None
+
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Give every logger and monitor a value under ``name``. A tensor is not waited for.
+
+        Args:
+            name: For example ``"train/accuracy"``; it becomes the column and the tag.
+            value: A number, or a tensor of one element, which is copied.
+
+        Raises:
+            ConfigError: The name is not fit for a file, or the value is not one real number.
+        """
+        if name not in self.metrics:
+            check_name(name)
+        self.metrics.record(name, scalar(name, value))
+
+    def stop(self, reason: str) -> None:
+        """Order the run to end after the current optimizer step. The first reason given stands.
+
+        Args:
+            reason: In your own words; ``fit`` returns it as ``result.stop_reason``.
+
+        Raises:
+            ConfigError: The reason is not a string, or is empty.
+        """
+        if not isinstance(reason, str) or not reason:
+            raise ConfigError(
+                f"the reason to stop is {reason!r}, and must be words", fix='state.stop("loss is low enough")'
+            )
+        self.stop_reason = self.stop_reason or reason
+
+
+def scalar(name: str, value: object) -> float | Tensor:
+    """The value as a float, or as a detached copy of a tensor of one element; no device is waited for.
+
+    Raises:
+        ConfigError: It is not one real number.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() == 1 and not value.is_complex():
+            return value.detach().reshape(()).clone()
+        raise ConfigError(
+            f"the value of {name!r} is a {value.dtype} tensor of shape {tuple(value.shape)}",
+            why="a metric is one real number",
+            fix="log its mean(), or one name for each element",
+        )
+    try:
+        return float(value)  # type: ignore[arg-type]  # whatever converts is a number: numpy's scalars do
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"the value of {name!r} is {value!r}",
+            why="a metric is one real number",
+            fix="log a float or a tensor",
+        ) from None

@@ -1,0 +1,302 @@
+"""The user's step: what it takes, what it returns, and the one made from a loss function."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor, nn
+from typing_extensions import TypeVar
+
+from loopwright.device import map_tensors
+from loopwright.errors import ConfigError, DataError, ShapeMismatchError
+from loopwright.state import check_name, scalar
+
+Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
+Batch = TypeVar("Batch", default=Any)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step returns. Callbacks get it with every tensor detached.
+
+    Attributes:
+        loss: The scalar to minimise, a mean over the batch.
+        weight: How much this batch counts in means and in an accumulated window, for example its number of
+            valid tokens; None stands for the batch's size.
+        predictions: What metrics get as predictions.
+        targets: What metrics get as targets.
+        metrics: Further values, logged as weighted means like the loss.
+    """
+
+    loss: Tensor
+    weight: float | Tensor | None = None
+    predictions: Any = None
+    targets: Any = None
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+    def detached(self) -> Output:
+        """The same output with every tensor detached from the graph."""
+        return map_tensors(Tensor.detach, self)  # type: ignore[no-any-return]  # it keeps the type
+
+
+LossFn: TypeAlias = Callable[[Any, Any], Tensor]
+"""A loss function: predictions and targets to a scalar tensor, such as ``nn.MSELoss()``."""
+
+Step: TypeAlias = Callable[[Model, Batch], Output | Tensor]
+"""A step: model and batch to an Output, or to just the loss."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A metric over a whole evaluation pass, as torchmetrics has them."""
+
+    def update(self, predictions: Any, targets: Any, /) -> object:
+        """Take in one batch."""
+        ...
+
+    def compute(self) -> Any:
+        """The value over all batches since ``reset``."""
+        ...
+
+    def reset(self) -> object:
+        """Forget all batches."""
+        ...
+
+
+def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Output]:
+    """The step for batches of ``(inputs, targets)``: ``loss_fn(model(inputs), targets)``."""
+    ignore_index = getattr(loss_fn, "ignore_index", None)
+
+    def supervised(model: nn.Module, batch: Any) -> Output:
+        try:
+            inputs, targets = batch
+        except (TypeError, ValueError):
+            raise _not_a_pair(batch) from None
+        if isinstance(batch, Mapping):
+            raise _not_a_pair(batch)
+        predictions = model(inputs)
+        if isinstance(predictions, Tensor) and isinstance(targets, Tensor):
+            if predictions.shape != targets.shape:
+                _check_shapes(predictions, targets)
+            if ignore_index is not None and not targets.is_floating_point():
+                valid = (targets != ignore_index).sum()
+                return Output(loss_fn(predictions, targets), valid, predictions, targets)
+        return Output(loss_fn(predictions, targets), None, predictions, targets)
+
+    return supervised
+
+
+def _not_a_pair(batch: Any) -> DataError:
+    return DataError(
+        f"a batch is {describe(batch)}, and not a pair of inputs and targets",
+        why="with loss= the trainer calls loss(model(inputs), targets)",
+        fix="give the trainer step=, a function of model and batch, in place of loss=",
+    )
+
+
+def _check_shapes(predictions: Tensor, targets: Tensor) -> None:
+    """Refuse floating predictions and targets of different shapes that torch would broadcast."""
+    if not (predictions.is_floating_point() and targets.is_floating_point()):
+        return  # class indices: their shapes differ by right
+    pairs = zip(reversed(predictions.shape), reversed(targets.shape), strict=False)
+    if all(a == b or 1 in (a, b) for a, b in pairs):
+        raise ShapeMismatchError(
+            f"the prediction has shape {tuple(predictions.shape)}, the target {tuple(targets.shape)}",
+            why="they would be broadcast against each other, and every prediction compared with every target",
+            fix="give both one shape, for example targets.unsqueeze(-1) in the dataset or squeeze(-1) at the end of "
+            "the model; where broadcasting is meant, write a step= that does it",
+        )
+
+
+def describe(value: Any) -> str:
+    """A few words that say what an object is: its type, and its shape, keys or length."""
+    name = type(value).__name__
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {name} with the keys {', '.join(map(repr, value))}"
+    if isinstance(value, (list, tuple)):
+        return f"a {name} of {len(value)}: ({', '.join(type(item).__name__ for item in value)})"
+    return f"of type {name}"
+
+
+def batch_size(batch: Any) -> int | None:
+    """The number of samples that a batch holds: the first dimension that all of its tensors share.
+
+    None where its tensors do not agree or where it has none; ``sizes`` then says what there is.
+    """
+    if type(batch) in (tuple, list) and len(batch) == 2:  # the common case, without the walk
+        a, b = batch
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and len(a) == len(b):
+            return len(a)
+    found = set(sizes(batch).values())
+    return found.pop() if len(found) == 1 else None
+
+
+def sizes(batch: Any) -> dict[str, int]:
+    """Where in the batch each candidate for its size stands, such as ``{"batch['x']": 32}``."""
+    found = dict(_sizes(batch, "batch"))
+    if not found and isinstance(batch, (list, tuple)) and all(isinstance(x, (str, bytes)) for x in batch):
+        return {"batch": len(batch)}
+    return found
+
+
+def _sizes(value: Any, path: str) -> Iterator[tuple[str, int]]:
+    if isinstance(value, Tensor):
+        if value.ndim:
+            yield path, len(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _sizes(item, f"{path}[{key!r}]")
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        for name, item in zip(value._fields, value, strict=True):
+            yield from _sizes(item, f"{path}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _sizes(item, f"{path}[{index}]")
+    elif dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            yield from _sizes(getattr(value, f.name, None), f"{path}.{f.name}")
+
+
+def unknown_size(batch: Any) -> DataError:
+    """The error for a batch whose size is not clear, naming the candidates."""
+    found = sizes(batch)
+    candidates = ", ".join(f"{path} has {n}" for path, n in found.items()) or "it holds no tensor"
+    return DataError(
+        f"the size of a batch is not clear: {candidates}",
+        why="means over an epoch are weighted by it",
+        fix="return Output(loss, weight=...) from step=, with the number of samples or tokens",
+    )
+
+
+def as_output(returned: Any) -> Output:
+    """What a step returned, as an Output with a loss that is one real floating number.
+
+    Raises:
+        ConfigError: It returned something else.
+    """
+    output = Output(returned) if isinstance(returned, Tensor) else returned
+    if not isinstance(output, Output):
+        raise ConfigError(
+            f"the step returned {describe(returned)}",
+            why="a step returns the loss, a tensor, or an Output that holds it",
+            fix="return loss, or return Output(loss, predictions=..., targets=...)",
+        )
+    loss = output.loss
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        what = f"{describe(loss)} and {loss.dtype}" if isinstance(loss, Tensor) else describe(loss)
+        raise ConfigError(
+            f"the loss is {what}",
+            why="backward starts from one real number",
+            fix='take its mean(), or build the loss function with reduction="mean"',
+        )
+    return output
+
+
+def check_has_gradient(loss: Tensor) -> None:
+    """Raise ConfigError where there is nothing for backward to do."""
+    if not loss.requires_grad:
+        raise ConfigError(
+            "the loss does not depend on any trainable parameter",
+            why="it was computed under torch.no_grad(), detached, rebuilt from numbers, or every parameter "
+            "has requires_grad=False",
+            fix="compute it from the model's output with torch operations, and leave something to train",
+        )
+
+
+def weigh(output: Output, batch: Any, *, read: bool) -> tuple[float | Tensor, int]:
+    """What a batch counts for in means, and how many samples it holds.
+
+    Args:
+        output: What the step returned for it.
+        batch: The batch.
+        read: Whether a weight that is a tensor may be waited for.
+
+    Raises:
+        DataError: The step gave no weight, and the batch's size is not clear.
+        ConfigError: The weight is not a number of at least 0.
+    """
+    weight, samples = output.weight, batch_size(batch)
+    if weight is None:
+        if samples is None:
+            raise unknown_size(batch)
+        return samples, samples
+    if isinstance(weight, Tensor):
+        if weight.numel() != 1:
+            raise _bad_weight(weight)
+        if not read and samples is not None:
+            return weight.detach().reshape(()), samples
+        weight = weight.item()
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise _bad_weight(weight)
+    return weight, int(weight) if samples is None else samples
+
+
+def _bad_weight(weight: object) -> ConfigError:
+    return ConfigError(
+        f"the weight of a batch is {describe(weight) if isinstance(weight, Tensor) else repr(weight)}",
+        why="it is how much the batch counts in means: one number of at least 0",
+        fix="the number of samples, or of valid tokens",
+    )
+
+
+def values_of(output: Output, loss: float | Tensor) -> dict[str, float | Tensor]:
+    """The values of one batch that are averaged: its loss, and what else the step measured.
+
+    Raises:
+        ConfigError: A metric of the step's has a bad name, or is not one real number.
+    """
+    values: dict[str, float | Tensor] = {"loss": loss}
+    for name, value in output.metrics.items():
+        if name == "loss":
+            raise ConfigError(
+                "the step returned a metric named 'loss'", why="that is the loss itself", fix="another name"
+            )
+        values[check_name(name)] = scalar(name, value)
+    return values
+
+
+def predictions_of(output: Output) -> Any:
+    """The predictions of a step.
+
+    Raises:
+        ConfigError: It returned none.
+    """
+    if output.predictions is None:
+        raise ConfigError(
+            "the step returned no predictions",
+            why="predict returns what the step calls its predictions",
+            fix="return Output(loss, predictions=...), or predict(data, forward=lambda model, batch: ...)",
+        )
+    return output.predictions
+
+
+def update_metric(name: str, metric: Metric, output: Output) -> None:
+    """Give one batch's predictions and targets to a metric.
+
+    Raises:
+        ConfigError: The step returned none.
+    """
+    if output.predictions is None or output.targets is None:
+        missing = "predictions" if output.predictions is None else "targets"
+        raise ConfigError(
+            f"the metric {name!r} needs predictions and targets, and the step returned no {missing}",
+            fix="return Output(loss, predictions=..., targets=...)",
+        )
+    metric.update(output.predictions, output.targets)
+
+
+def named_scores(name: str, computed: Any) -> dict[str, float]:
+    """What a metric computed, as floats under names: one, or one for each key of a mapping.
+
+    Raises:
+        ConfigError: It is neither a number nor a mapping to numbers.
+    """
+    if isinstance(computed, Mapping):
+        return {key: value for k, v in computed.items() for key, value in named_scores(f"{name}/{k}", v).items()}
+    return {check_name(name): float(scalar(name, computed))}

@@ -1,0 +1,650 @@
+"""The loop: fit, its epochs, its batches, and the passes over data that train nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import TypeVar
+
+from loopwright.averages import Averages
+from loopwright.callback import Callback, Hooks
+from loopwright.callbacks.early_stopping import EarlyStopping
+from loopwright.data import EpochData, check_loader, length_of, no_batches
+from loopwright.device import map_tensors, move, resolve_device
+from loopwright.errors import ConfigError, NonFiniteError
+from loopwright.guard import Guard, NonFinitePolicy, all_finite
+from loopwright.modes import compiled, evaluating
+from loopwright.monitor import Monitor, check_validated
+from loopwright.precision import Precision, autocast, grad_scaler
+from loopwright.randomness import deterministic_kernels, seed_everything
+from loopwright.result import Result
+from loopwright.schedule import Every, Schedule, check_count
+from loopwright.settings import Settings, check_callbacks, check_model, check_step
+from loopwright.state import Plan, Stage, State, check_name
+from loopwright.step import (
+    LossFn,
+    Metric,
+    Output,
+    Step,
+    as_output,
+    check_has_gradient,
+    named_scores,
+    predictions_of,
+    supervised_step,
+    update_metric,
+    values_of,
+    weigh,
+)
+from loopwright.weights import holds, snapshot
+from loopwright.window import Window
+
+Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
+Batch = TypeVar("Batch", default=Any)
+
+logger = logging.getLogger("loopwright")
+
+
+class Trainer(Generic[Model, Batch]):
+    """Trains a model: the loop you would have written by hand, with the same bits.
+
+    Args:
+        model: Any ``nn.Module``. It stays plain torch.
+        optimizer: An optimizer of ``torch.optim``'s kind over the model's parameters.
+        loss: A loss function; batches are then ``(inputs, targets)``. Give exactly one of ``loss`` and ``step``.
+        step: A function of model and batch that returns the loss, or an Output.
+        schedule: A learning-rate scheduler, and when it moves.
+        metrics: Names to metrics, computed over every evaluation pass: torchmetrics, or anything with ``update``,
+            ``compute`` and ``reset``.
+        callbacks: What watches the run; their hooks are called in this order.
+        device: ``"auto"`` takes CUDA, else Apple's GPU, else the CPU.
+        precision: ``"bf16"`` and ``"fp16"`` run the step under autocast, fp16 with a gradient scaler.
+        accumulate: Batches to one optimizer step, whose gradient is that of their weighted mean.
+        clip_norm: The largest norm that the gradients of one step may have.
+        compile: Compile the model in place while it is fitted.
+        seed: Seeds python, numpy and torch when a fresh run begins. The model's first weights were drawn before.
+        deterministic: Use deterministic kernels, and fail where there are none.
+        on_nonfinite: ``"raise"`` stops at a NaN or infinite loss with an error that says where; ``"skip"`` drops the
+            window with such a loss or gradient; ``"ignore"`` checks nothing.
+
+    Attributes:
+        state: What the run knows; callbacks are given it.
+
+    Raises:
+        ConfigError: Settings that cannot work, alone or together.
+
+    Example:
+        >>> trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.01), nn.MSELoss())
+        >>> result = trainer.fit(train_loader, epochs=2)
+        >>> result.stop_reason
+        'epochs'
+    """
+
+    state: State[Model]
+    _read_each_step: bool | None = None  # None: where it is free. Tests set False for an accelerator's cadence.
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        loss: LossFn | None = None,
+        *,
+        step: Step[Model, Batch] | None = None,
+        schedule: Schedule | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        callbacks: Iterable[Callback[Any]] = (),
+        device: torch.device | str = "auto",
+        precision: Precision = "fp32",
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        compile: bool = False,
+        seed: int | None = None,
+        deterministic: bool = False,
+        on_nonfinite: NonFinitePolicy = "raise",
+    ) -> None:
+        check_model(model, optimizer)
+        check_step(loss, step)
+        self._settings = Settings(
+            schedule=schedule,
+            metrics=dict(metrics or {}),
+            callbacks=check_callbacks(callbacks),
+            precision=precision,
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            compile=compile,
+            seed=seed,
+            deterministic=deterministic,
+            on_nonfinite=on_nonfinite,
+        )
+        self._settings.check_schedule(optimizer)
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
+        if self._takes_closure:
+            self._settings.check_closure(optimizer)
+        self._stopper = _restoring(self._settings.callbacks)
+
+        self.state = State(model, optimizer, resolve_device(device))
+        self._loss = loss
+        self._custom_step = step is not None
+        self._step: Callable[[Model, Any], Output | Tensor] = step if step is not None else supervised_step(loss)  # type: ignore[arg-type]  # check_step: one of them is there
+        self._autocast = autocast(precision, self.state.device)
+        self._scaler = grad_scaler(precision, self.state.device)
+        # Values are read at every step where that is free, or where the next step depends on them.
+        needed = self._scaler is not None or on_nonfinite == "skip" or self._takes_closure
+        free = self.state.device.type == "cpu" if self._read_each_step is None else self._read_each_step
+        self._eager = free or needed
+
+        # What the loop itself remembers from one fit to the next.
+        self._data = EpochData()
+        self._averages = Averages(eager=self._eager)
+        self._validation_due = False
+        self._plateau = Monitor(schedule.monitor, "min") if schedule is not None and schedule.monitor else None
+        self._history: list[dict[str, float]] = []
+        self._row_mark = 0  # the mark of the newest value that a finished epoch's row holds
+        self._callback_states: list[dict[str, Any]] | None = None
+        self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
+        self._restored_epoch: int | None = None
+        self._warned: set[str] = set()
+
+        # What holds while a call runs.
+        self._running = False
+        self._guard = Guard(on_nonfinite, eager=self._eager)
+        self._window: Window | None = None
+        self._output_wanted = False
+        self._of_model: list[nn.Parameter] = []
+        self._parameters: list[Tensor] = []  # the model's, and what else the optimizer holds
+
+    def fit(
+        self,
+        train: Iterable[Batch],
+        val: Iterable[Batch] | None = None,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        validate: Every = Every(epochs=1),  # noqa: B008  # it is frozen
+    ) -> Result:
+        """Train until a target is reached or a callback stops the run.
+
+        In short::
+
+            for each epoch:
+                for batch in train:
+                    zero_grad; loss = step(model, batch); loss.backward(); (clip); optimizer.step()
+                    (validate, where a number of steps is due)
+                (validate, where a number of epochs is due)
+
+        The targets are absolute: ``fit(epochs=20)`` after ``fit(epochs=10)`` trains ten more, as the same run.
+
+        Args:
+            train: The training data: an iterable of batches, iterated over once an epoch.
+            val: The validation data.
+            epochs: How many epochs the run is to have. Give this or ``steps``, or both: the first reached ends it.
+            steps: How many optimizer steps the run is to have.
+            validate: How often to validate.
+
+        Returns:
+            The history, the reason for the end, and how far the run has come.
+
+        Raises:
+            ConfigError: No target, or data that is no loader.
+            DataError: The training data is empty, or a batch's size is not clear.
+            NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
+            ShapeMismatchError: With ``loss=``, predictions and targets would broadcast.
+        """
+        state = self.state
+        plan = self._plan(train, val, epochs, steps, validate)
+        if (reason := self._target_reached(plan)) is not None:
+            logger.info("nothing to train: the run has all its %s already (%s)", reason, state.progress)
+            return self._result(reason)
+        with self._prepared("train", plan):
+            self._begin()
+            with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
+                self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
+                hooks.on_fit_start(state)
+                if self._validation_due and val is not None:
+                    self._validate(hooks, val)
+                while (reason := state.stop_reason or self._target_reached(plan)) is None:
+                    self._train_epoch(hooks, train, val)
+                self._end(hooks)
+        return self._result(reason)
+
+    def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
+        """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
+        state, progress, plan = self.state, self.state.progress, self.state.plan
+        first_step = progress.step
+        hooks.on_epoch_start(state)
+        if state.stop_reason is not None:
+            return
+        if progress.batch == 0:
+            self._averages = Averages(eager=self._eager)
+        self._guard.begin(state)
+        for batch in self._data.batches(train, progress.batch):
+            step = progress.step
+            self._train_batch(hooks, batch)
+            if self._window is not None:
+                continue  # what follows waits for the window's optimizer step
+            if progress.step != step and self._validation_due:
+                self._validate(hooks, val)
+            if state.stop_reason is not None or self._target_reached(plan) is not None:
+                if progress.batch != plan.batches:
+                    return
+                break  # it was the last batch, so the epoch gets its end as well
+        if progress.batch == 0:
+            raise no_batches("the training data", train)
+        if self._window is not None:  # a short one, where only the end of the data could tell
+            self._optimizer_step(hooks)
+            if self._validation_due:
+                self._validate(hooks, val)
+        self._end_epoch(hooks, val, steps=progress.step - first_step)
+
+    def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
+        """One batch: the canonical step, with what is due around it."""
+        state, optimizer = self.state, self.state.optimizer
+        batch = move(batch, state.device)
+        hooks.on_batch_start(state, batch)
+        if self._window is None:
+            self._window = Window(self._window_size())
+            optimizer.zero_grad()
+        if self._takes_closure:
+            output, samples = self._closure_step(hooks, batch)
+        else:
+            with self._autocast:
+                output = as_output(self._step(state.model, batch))
+            weight, samples = weigh(output, batch, read=self._eager)
+            usable = self._take_in(output, weight)
+            loss = output.loss
+            if self._output_wanted:
+                output = output.detached()
+            if usable:
+                if self._window.size > 1:
+                    loss = loss / self._window.divisor(weight, loss.dtype)
+                if self._scaler is not None:
+                    loss = self._scaler.scale(loss)
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
+                hooks.on_backward_end(state, output)
+            if self._window.full:
+                self._optimizer_step(hooks)
+        state.progress.batch += 1
+        state.progress.samples += samples
+        hooks.on_batch_end(state, output)
+        self._guard.look_if_read(state)
+
+    def _take_in(self, output: Output, weight: float | Tensor) -> bool:
+        """Add the batch to its window; whether its loss is one to go backward from."""
+        assert self._window is not None
+        check_has_gradient(output.loss)
+        if self._window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
+            self._window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
+            return False
+        value, finite = self._guard.loss(self.state, output.loss)
+        self._window.add(values_of(output, value), weight)
+        self._window.finite = self._window.finite and finite
+        return finite
+
+    def _optimizer_step(self, hooks: Hooks) -> None:
+        """The end of a window: its gradients averaged and clipped, and the optimizer's step."""
+        state, optimizer, scaler, window = self.state, self.state.optimizer, self._scaler, self._window
+        assert window is not None
+        self._window = None
+        if not window.finite or window.empty:
+            state.progress.skipped += 1
+            return
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if (correction := window.correction()) is not None:
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(correction)
+        hooks.on_before_step(state)
+        self._clip()
+        if scaler is not None:
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            skipped = scaler.get_scale() < scale
+        elif self._settings.on_nonfinite == "skip" and not all_finite(
+            parameter.grad for parameter in self._parameters if parameter.grad is not None
+        ):
+            skipped = True
+        else:
+            optimizer.step()
+            skipped = False
+        if skipped:
+            state.progress.skipped += 1
+        else:
+            self._stepped(hooks, window)
+
+    def _closure_step(self, hooks: Hooks, batch: Batch) -> tuple[Output, int]:
+        """One batch with an optimizer that evaluates the loss itself, such as LBFGS: its first output, its size."""
+        state, optimizer, window = self.state, self.state.optimizer, self._window
+        assert window is not None
+        first: list[tuple[Output, int]] = []
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            with self._autocast:
+                output = as_output(self._step(state.model, batch))
+            loss = output.loss
+            check_has_gradient(loss)
+            value, _ = self._guard.loss(state, loss)
+            output = output.detached()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
+            hooks.on_backward_end(state, output)
+            if not first:
+                weight, samples = weigh(output, batch, read=True)
+                window.add(values_of(output, value), weight)
+                first.append((output, samples))
+                hooks.on_before_step(state)
+            self._clip()  # each evaluation alike, or the line search would compare unlike gradients
+            return loss.detach()
+
+        optimizer.step(closure)  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
+        if not first:
+            raise ConfigError(
+                f"{type(optimizer).__name__}.step did not call its closure",
+                why="the closure is where the batch's loss and gradients come from",
+            )
+        self._window = None
+        self._stepped(hooks, window)
+        return first[0]
+
+    def _clip(self) -> None:
+        if self._settings.clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(self._of_model, self._settings.clip_norm)
+            if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
+                self._guard.norm(self.state, norm)
+
+    def _stepped(self, hooks: Hooks, window: Window) -> None:
+        """After an optimizer step: counters, metrics, hooks, schedule."""
+        state = self.state
+        state.progress.step += 1
+        for name, value in window.commit(self._averages).items():
+            state.metrics.record(f"train/{name}", value)
+        validate = state.plan.validate
+        self._validation_due = validate is not None and validate.due_at_step(state.progress)
+        hooks.on_step_end(state)
+        self._move_schedule("step")
+
+    def _move_schedule(self, each: str) -> None:
+        schedule = self._settings.schedule
+        if schedule is None or schedule.each != each:
+            return
+        if self._plateau is None:
+            schedule.lr_scheduler.step()
+        elif (value := self._plateau.fresh(self.state)) is not None:
+            step: Callable[[float], object] = schedule.lr_scheduler.step  # type: ignore[assignment]  # Schedule saw to it
+            step(value)
+
+    def _window_size(self) -> int:
+        """How many batches the window that begins here will hold: fewer at the end of an epoch of known length."""
+        accumulate, plan = self._settings.accumulate, self.state.plan
+        left = accumulate if plan.batches is None else plan.batches - self.state.progress.batch
+        return min(accumulate, left) if left > 0 else accumulate
+
+    def _validate(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
+        """The validation that is due. Given up halfway, it stays due."""
+        assert val is not None
+        self._guard.look(self.state)
+        self._evaluate(hooks, val, "val", "val")
+        self._validation_due = False
+
+    def _end_epoch(self, hooks: Hooks, val: Iterable[Batch] | None, *, steps: int) -> None:
+        state, progress, plan = self.state, self.state.progress, self.state.plan
+        self._guard.look(state)
+        if plan.batches is not None and progress.batch < plan.batches:
+            self._warn_once(
+                "length",
+                f"the training data has a length of {plan.batches} batches, but gave only {progress.batch}",
+            )
+        for name, mean in (self._averages.means() or {"loss": math.nan}).items():
+            state.metrics.record(f"train/{name}", mean)
+        number = progress.epoch + 1
+        if plan.validate is not None and plan.validate.due_at_epoch(number):
+            self._validate(hooks, val)
+        self._move_schedule("epoch")
+        progress.epoch, progress.batch = number, 0
+        hooks.on_epoch_end(state)
+        self._write_row()
+        if steps == 0 and plan.epochs is None and (self._scaler is None or self._scaler.get_scale() < 1):
+            raise NonFiniteError(
+                f"not one optimizer step was made in epoch {number}: every one was skipped",
+                why="with steps= as the only target, the run would never end",
+                fix="look at the data, take a smaller learning rate, or give epochs= as well",
+            )
+
+    def _write_row(self, *, partial: bool = False) -> None:
+        """The epoch's row of the history, in place of the one it had when the last fit ended within it."""
+        state, number = self.state, self.state.progress.epoch_number
+        if self._history and self._history[-1]["epoch"] == number:
+            self._history.pop()
+        row = {"epoch": number, "step": state.progress.step, **state.metrics.since(self._row_mark)}
+        if partial:
+            row |= {f"train/{name}": mean for name, mean in self._averages.means().items()}
+        else:
+            self._row_mark = state.metrics.mark
+        self._history.append(row)
+
+    def _plan(self, train: object, val: object, epochs: int | None, steps: int | None, validate: Every) -> Plan:
+        """What this fit is asked for.
+
+        Raises:
+            ConfigError: It cannot be done.
+        """
+        if epochs is None and steps is None:
+            raise ConfigError("fit has no target", fix="fit(train, epochs=10), or steps=1000")
+        for name, target in (("epochs", epochs), ("steps", steps)):
+            if target is not None:
+                check_count(name, target)
+        if not isinstance(validate, Every):
+            raise ConfigError(f"validate is {validate!r}", fix="validate=Every(steps=100), or Every(epochs=1)")
+        for name, data in (("train", train), ("val", val)):
+            if data is not None or name == "train":
+                check_loader(name, data)
+                if length_of(data) == 0:
+                    raise no_batches(f"the {'training' if name == 'train' else 'validation'} data", data)
+        return Plan(
+            epochs,
+            steps,
+            length_of(train),
+            None if val is None else length_of(val),
+            None if val is None else validate,
+            self._settings.accumulate,
+        )
+
+    def _target_reached(self, plan: Plan) -> str | None:
+        progress = self.state.progress
+        if plan.epochs is not None and progress.epoch >= plan.epochs:
+            return "epochs"
+        return "steps" if plan.steps is not None and progress.step >= plan.steps else None
+
+    def _begin(self) -> None:
+        """Begin the run, or go on where the last fit ended."""
+        state, settings, model = self.state, self._settings, self.state.model
+        state.stop_reason = None
+        if state.progress.fresh and settings.seed is not None:
+            seed_everything(settings.seed)
+        if self._callback_states is not None:
+            for callback, saved in zip(settings.callbacks, self._callback_states, strict=True):
+                callback.load_state_dict(saved)
+            self._callback_states = None
+        if self._last_weights is not None:
+            if self._stopper is not None and holds(model, self._stopper.best_weights or {}):
+                model.load_state_dict(self._last_weights)
+            self._last_weights = self._restored_epoch = None
+        if not model.training:
+            model.train()
+            logger.info("the model was in eval mode; it has been put in training mode, with all of its submodules")
+        if self._plateau is not None:
+            check_validated(self._plateau.name, state)
+        self._window = None
+        self._of_model = list(model.parameters())
+        in_optimizer = (p for group in state.optimizer.param_groups for p in group["params"])
+        self._parameters = list({id(p): p for p in (*self._of_model, *in_optimizer)}.values())
+
+    def _end(self, hooks: Hooks) -> None:
+        """The end of a fit that went well."""
+        state = self.state
+        self._guard.look(state)
+        if state.progress.batch:
+            self._write_row(partial=True)
+        self._guard.parameters(state.model)
+        hooks.on_fit_end(state)
+        self._callback_states = [callback.state_dict() for callback in self._settings.callbacks]
+        if self._stopper is not None and self._stopper.best_weights is not None:
+            self._last_weights = snapshot(state.model)
+            state.model.load_state_dict(self._stopper.best_weights)
+            self._restored_epoch = self._stopper.best_epoch
+
+    def _result(self, reason: str) -> Result:
+        progress = dataclasses.replace(self.state.progress)
+        return Result([dict(row) for row in self._history], reason, progress, self._restored_epoch)
+
+    def evaluate(self, data: Iterable[Batch], *, name: str = "test") -> dict[str, float]:
+        """The loss and the metrics over ``data``, in eval mode and without gradients.
+
+        Fires ``setup``, the ``on_eval_...`` hooks and ``teardown``; ``state.stage`` is ``"test"``.
+
+        Args:
+            data: An iterable of batches such as ``fit`` takes.
+            name: The prefix of the metrics' names.
+
+        Returns:
+            For example ``{"test/loss": 0.0101}``: means weighted by samples, or by the step's own weight.
+
+        Raises:
+            DataError: There is no batch, or a batch's size is not clear.
+        """
+        check_name(name)
+        check_loader("data", data)
+        with self._prepared("test", Plan(val_batches=length_of(data))):
+            with Hooks(self._settings.callbacks, self.state) as hooks:
+                scores = self._evaluate(hooks, data, name, "test")
+            self.state.metrics.settle(scores)
+        return scores
+
+    def _evaluate(self, hooks: Hooks, data: Iterable[Batch], name: str, stage: Stage) -> dict[str, float]:
+        """One pass over evaluation data; the scores, which are logged as well."""
+        state, metrics = self.state, self._settings.metrics
+        averages, wanted, batches = Averages(eager=self._eager), hooks.overrides("on_eval_batch_end"), 0
+        for metric in metrics.values():
+            metric.reset()
+        before, state.stage = state.stage, stage
+        try:
+            with evaluating(state.model):
+                hooks.on_eval_start(state)
+                for batch in data:
+                    batches += 1
+                    batch = move(batch, state.device)
+                    with self._autocast:
+                        output = as_output(self._step(state.model, batch))
+                    output = output.detached() if wanted or metrics else output
+                    weight, _ = weigh(output, batch, read=self._eager)
+                    averages.add(values_of(output, output.loss.detach()), weight)
+                    for metric_name, metric in metrics.items():
+                        update_metric(metric_name, metric, output)
+                    hooks.on_eval_batch_end(state, output)
+                if not batches:
+                    raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
+                scores = {f"{name}/{key}": value for key, value in averages.means().items()}
+                for metric_name, metric in metrics.items():
+                    scores |= named_scores(f"{name}/{metric_name}", metric.compute())
+                for key, value in scores.items():
+                    state.metrics.record(key, value)
+                if not math.isfinite(loss := scores[f"{name}/loss"]):
+                    self._warn_once(name, f"{name}/loss is {loss}; it counts as no improvement")
+                hooks.on_eval_end(state)
+        finally:
+            state.stage = before
+        return scores
+
+    def predict(self, data: Iterable[Any], *, forward: Callable[[Model, Any], Any] | None = None) -> list[Any]:
+        """The model's output for each batch, on the CPU, in eval mode and without gradients. No hook is called.
+
+        Args:
+            data: An iterable of batches. The model gets the batch, or its first element where the batch is a tuple or
+                a list. With ``step=`` the step is called, and the ``predictions`` of its Output are taken.
+            forward: A function of model and batch to call in place of both.
+
+        Returns:
+            A list with an item for each batch: ``torch.cat`` joins them where they are tensors.
+
+        Raises:
+            ConfigError: The step returned no predictions.
+        """
+        check_loader("data", data)
+        outputs: list[Any] = []
+        with self._prepared("predict", Plan(batches=length_of(data))), evaluating(self.state.model):
+            for batch in data:
+                batch = move(batch, self.state.device)
+                with self._autocast:
+                    if forward is not None:
+                        output = forward(self.state.model, batch)
+                    elif self._custom_step:
+                        output = predictions_of(as_output(self._step(self.state.model, batch)))
+                    else:
+                        output = self.state.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                outputs.append(map_tensors(lambda tensor: tensor.detach().cpu(), output))
+        return outputs
+
+    @contextlib.contextmanager
+    def _prepared(self, stage: Stage, plan: Plan) -> Iterator[None]:
+        """Everything on its device and in its mode while a call runs; all of it undone after."""
+        state = self.state
+        if self._running:
+            raise ConfigError(
+                f"a call for {stage!r} was made while the trainer is at work on {state.stage!r}",
+                why="both would use the same state",
+                fix="call it after fit has returned; validation data is fit's second argument",
+            )
+        self._running = True
+        state.stage, state.plan = stage, plan
+        try:
+            self._move_to_device()
+            with contextlib.ExitStack() as stack:
+                if self._settings.deterministic:
+                    stack.enter_context(deterministic_kernels())
+                if self._settings.compile and stage == "train":
+                    stack.enter_context(compiled(state.model))
+                yield
+        finally:
+            self._running = False
+            state.stage = "train"
+
+    def _move_to_device(self) -> None:
+        model, optimizer, device = self.state.model, self.state.optimizer, self.state.device
+        if any(tensor.device != device for tensor in (*model.parameters(), *model.buffers())):
+            model.to(device)
+            if optimizer.state:
+                optimizer.load_state_dict(optimizer.state_dict())  # casts its tensors to the parameters' device
+        for module in (self._loss, *self._settings.metrics.values()):
+            if isinstance(module, nn.Module):
+                module.to(device)
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            logger.warning(message)
+
+
+def _restoring(callbacks: tuple[Callback[Any], ...]) -> EarlyStopping | None:
+    """The one callback whose best weights the loop puts back at the end.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    found = [callback for callback in callbacks if isinstance(callback, EarlyStopping) and callback.restore_best]
+    if len(found) > 1:
+        raise ConfigError(
+            f"{len(found)} callbacks have restore_best=True",
+            why="the model can hold only one of their weights",
+            fix="restore_best=True on one EarlyStopping only",
+        )
+    return found[0] if found else None

@@ -1,0 +1,26 @@
+"""Copies of a model's state, and whether a model still holds one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """A copy of the model's ``state_dict`` that later training does not change, on the same devices."""
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
+
+
+def holds(model: nn.Module, weights: Mapping[str, Any]) -> bool:
+    """Whether every tensor of the model equals that of ``weights``, bit for bit."""
+    own = model.state_dict()
+    return own.keys() == weights.keys() and all(
+        torch.equal(value, own[name]) for name, value in weights.items() if isinstance(value, Tensor)
+    )
