@@ -1,4 +1,4 @@
-"""Document 003: the canonical step, watched: is it learning, has it converged, does it diverge; and is it deterministic.
+"""Document 003: the canonical step, watched: does it learn, converge, diverge; and is it deterministic.
 
 The loop by hand: plain/fundamentals.py.
 

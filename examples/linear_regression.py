@@ -15,9 +15,9 @@ EPOCHS = 100
 
 def make_data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    X = torch.randn(100, 1, generator=generator)
+    x = torch.randn(100, 1, generator=generator)
     noise = torch.randn(100, 1, generator=generator)
-    return X, 3 * X + 0.5 * noise
+    return x, 3 * x + 0.5 * noise
 
 
 class ShowSteps(Callback):
@@ -49,13 +49,13 @@ class ShowSteps(Callback):
 
 def train(*callbacks: Callback) -> tuple[nn.Linear, Result]:
     torch.manual_seed(0)
-    X, y = make_data()
+    x, y = make_data()
     model = nn.Linear(1, 1)
     criterion = nn.MSELoss()
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, optimizer, criterion, callbacks=callbacks, device="cpu")
     # A loader is any iterable of batches. Here it is a list that holds the only one, all of the data.
-    return model, trainer.fit([(X, y)], epochs=EPOCHS)
+    return model, trainer.fit([(x, y)], epochs=EPOCHS)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class SimpleModel(nn.Module):
         self.fc = nn.Linear(10, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x)
+        outputs: Tensor = self.fc(x)
+        return outputs
 
 
 class PrintMeans(Callback):

@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
 from clean_environment import ROOT, built_wheel, clean_python, run
 
 pytestmark = pytest.mark.xdist_group("wheel")

@@ -8,20 +8,20 @@ EPOCHS = 100
 
 def make_data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    X = torch.randn(100, 1, generator=generator)
+    x = torch.randn(100, 1, generator=generator)
     noise = torch.randn(100, 1, generator=generator)
-    return X, 3 * X + 0.5 * noise
+    return x, 3 * x + 0.5 * noise
 
 
 def train() -> tuple[nn.Linear, list[float]]:
     torch.manual_seed(0)
-    X, y = make_data()
+    x, y = make_data()
     model = nn.Linear(1, 1)
     criterion = nn.MSELoss()
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     losses = []
     for _ in range(EPOCHS):
-        y_pred = model(X)
+        y_pred = model(x)
         loss = criterion(y_pred, y)
         optimizer.zero_grad()
         loss.backward()

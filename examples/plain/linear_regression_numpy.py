@@ -21,26 +21,26 @@ class Step(NamedTuple):
 
 def make_data() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     random = np.random.default_rng(0)
-    X = random.standard_normal((100, 1), dtype=np.float32)
+    x = random.standard_normal((100, 1), dtype=np.float32)
     noise = random.standard_normal((100, 1), dtype=np.float32)
-    return X, 3 * X + np.float32(0.5) * noise
+    return x, 3 * x + np.float32(0.5) * noise
 
 
-def train(X: NDArray[np.float32], y: NDArray[np.float32], weight: float, bias: float) -> list[Step]:
+def train(x: NDArray[np.float32], y: NDArray[np.float32], weight: float, bias: float) -> list[Step]:
     """All the steps from these first parameters, in float32 as torch computes them."""
     learning_rate = np.float32(0.1)
-    W, b = np.float32(weight), np.float32(bias)
+    w, b = np.float32(weight), np.float32(bias)
     steps = []
     for _ in range(EPOCHS):
-        y_pred = X * W + b
+        y_pred = x * w + b
         error = y_pred - y
         loss = np.mean(error**2)
-        # loss = mean((X W + b - y)^2), so by the chain rule d loss/d y_pred = 2 error / n, and from there:
-        gradient_W = np.mean(2 * error * X)  # y_pred changes by X with W
+        # loss = mean((x w + b - y)^2), so by the chain rule d loss/d y_pred = 2 error / n, and from there:
+        gradient_w = np.mean(2 * error * x)  # y_pred changes by x with w
         gradient_b = np.mean(2 * error)  # and by 1 with b
-        W = W - learning_rate * gradient_W
+        w = w - learning_rate * gradient_w
         b = b - learning_rate * gradient_b
-        steps.append(Step(loss, W, b))
+        steps.append(Step(loss, w, b))
     return steps
 
 

@@ -13,7 +13,8 @@ class SimpleModel(nn.Module):
         self.fc = nn.Linear(10, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x)
+        outputs: Tensor = self.fc(x)
+        return outputs
 
 
 def train() -> tuple[SimpleModel, list[float]]:

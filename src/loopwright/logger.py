@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopwright.callback import Callback
@@ -18,8 +21,9 @@ if TYPE_CHECKING:
 class Logger(Callback[Any], ABC):
     """Writes the fresh values of ``state.metrics`` at each log point and at the last step.
 
-    A log point is whatever ``every`` says, and never less than one an epoch when it counts steps. Subclass it
-    to write somewhere else: implement ``write``, and ``open`` and ``close`` if there is something to.
+    A log point is whatever ``every`` says, and never less than one an epoch when it counts steps. What other
+    callbacks log when an epoch ends still reaches that epoch's record, wherever in the list they stand. Subclass it
+    to write somewhere else: implement ``write``, and ``open``, ``flush`` and ``close`` if there is something to.
 
     Args:
         every: How often to write.
@@ -35,6 +39,9 @@ class Logger(Callback[Any], ABC):
             raise ConfigError(f"every is {every!r}", fix="every=Every(steps=50), or every=Every(epochs=1)")
         self.every = every
         self._written = 0  # the mark of the newest value written
+        self._begun = False  # whether what open opens holds records of this run
+        self._is_open = False
+        self._batched = 0  # the newest step that on_batch_end has seen
 
     @abstractmethod
     def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
@@ -47,18 +54,21 @@ class Logger(Callback[Any], ABC):
         """
 
     def open(self, state: State, *, fresh: bool) -> None:
-        """Open what is written to. ``fresh``: a new run begins, so nothing written before belongs to it."""
+        """Open what is written to. ``fresh``: nothing written there before belongs to this run."""
+
+    def flush(self) -> None:
+        """Hand what was written on to the system: an epoch or the fit has ended, or an error is on its way."""
 
     def close(self) -> None:
         """Close what ``open`` opened. Called also when it was never opened, or failed to."""
 
     def state_dict(self) -> dict[str, Any]:
         """How far the metrics have been written."""
-        return {"written": self._written}
+        return {"written": self._written, "begun": self._begun}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after what had been written."""
-        self._written = state["written"]
+        self._written, self._begun = state["written"], state["begun"]
 
     def record(self, state: State) -> None:
         """Write what is fresh, if anything is."""
@@ -69,14 +79,25 @@ class Logger(Callback[Any], ABC):
 
     def on_fit_start(self, state: State) -> None:
         """Open the destination."""
-        if state.progress.fresh:
-            self._written = 0
-        self.open(state, fresh=state.progress.fresh)
+        fresh = state.progress.fresh or not self._begun
+        if fresh:
+            # A logger that joins a run under way has no place for what was logged before.
+            self._written = 0 if state.progress.fresh else state.metrics.mark
+        self.open(state, fresh=fresh)
+        self._begun = self._is_open = True
+        self._batched = state.progress.step
+
+    def on_epoch_start(self, state: State) -> None:
+        """Add what was logged after the last record, at the same step: by callbacks that come later in the list."""
+        if state.progress.batch == 0 and self._epoch_due(state):
+            self.record(state)
 
     def on_batch_end(self, state: State, output: Output) -> None:
-        """Write where a number of steps is due."""
-        if self.every.steps is not None and state.progress.step and self.every.due_at_step(state.progress):
-            self.record(state)
+        """Write where a number of steps is due: once, though a step may be followed by more than one batch."""
+        if self.every.steps is not None and state.progress.step != self._batched:
+            self._batched = state.progress.step
+            if self.every.due_at_step(state.progress):
+                self.record(state)
 
     def on_eval_end(self, state: State) -> None:
         """Add a validation that was made at a log point to the record of that step."""
@@ -85,18 +106,31 @@ class Logger(Callback[Any], ABC):
 
     def on_epoch_end(self, state: State) -> None:
         """Write where this epoch is due."""
-        if self.every.steps is not None or self.every.due_at_epoch(state.progress.epoch):
+        if self._epoch_due(state):
             self.record(state)
+            self.flush()
 
     def on_fit_end(self, state: State) -> None:
         """Write what is left."""
         self.record(state)
+        self.flush()
 
     def on_exception(self, state: State, error: BaseException) -> None:
         """Write what is left: the last values before an error are the ones that explain it."""
-        if state.stage in ("train", "val"):
+        if self._is_open:
             self.record(state)
+            self.flush()
 
     def teardown(self, state: State) -> None:
         """Close the destination."""
+        self._is_open = False
         self.close()
+
+    def _epoch_due(self, state: State) -> bool:
+        return self.every.steps is not None or self.every.due_at_epoch(state.progress.epoch)
+
+
+def numbered(path: Path) -> Path:
+    """The first of ``name-1.suffix``, ``name-2.suffix``, ... that is not taken: where a file is set aside to."""
+    candidates = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+    return next(candidate for candidate in candidates if not os.path.lexists(candidate))

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import reveal_type
 
 import torch
-from loopwright import Callback, Output, State, Step, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from loopwright import Callback, Output, State, Step, Trainer
 
 Batch = dict[str, Tensor]
 
@@ -50,17 +51,20 @@ reveal_type(trainer.state.metrics["val/loss"])  # reveals: float
 # With a loss or a lambda, the model is the argument's, and the batch is Any.
 reveal_type(Trainer(net, optimizer, nn.MSELoss()))  # reveals: Trainer[Net, Any]
 reveal_type(Trainer(net, optimizer, step=lambda model, batch: model.linear(batch).sum()))  # reveals: Trainer[Net, Any]
-reveal_type(Trainer(net, optimizer, step=lambda model, batch: reveal_type(model).linear(batch)))  # reveals: Net; Trainer[Net, Any]
+Trainer(net, optimizer, step=lambda model, batch: reveal_type(model).linear(batch))  # reveals: Net
+Trainer(net, optimizer, step=lambda model, batch: model.linear(reveal_type(batch)))  # reveals: Any
 
 # Unless it is named: then a lambda gets it too.
-named: Trainer[Net, Batch] = Trainer(net, optimizer, step=lambda model, batch: reveal_type(batch)["x"])  # reveals: dict[str, Tensor]
-reveal_type(named)  # reveals: Trainer[Net, dict[str, Tensor]]
+named: Trainer[Net, Batch]
+named = Trainer(net, optimizer, step=lambda model, batch: reveal_type(batch)["x"])  # reveals: dict[str, Tensor]
+
 
 # The type parameters have defaults: a bare name is a general one.
-bare: Trainer
-reveal_type(bare)  # reveals: Trainer[Module, Any]
-bare_state: State
-reveal_type(bare_state.model)  # reveals: Module
+def bare(trainer: Trainer, state: State, step: Step) -> None:
+    reveal_type(trainer)  # reveals: Trainer[Module, Any]
+    reveal_type(state)  # reveals: State[Module]
+    reveal_type(step)  # reveals: def (Module, Any) -> Output | Tensor
+
 
 # What comes back.
 reveal_type(trainer.fit(Loader(), epochs=1).history)  # reveals: list[dict[str, float]]

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from loopwright import Callback, Every, LossFn, Metric, Output, Progress, Result, Schedule, State, Step, Trainer
-from loopwright.callbacks import CSVLogger, EarlyStopping, LearningRateMonitor, ProgressBar, TensorBoardLogger
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanAbsoluteError
+
+from loopwright import Callback, Every, LossFn, Metric, Output, Progress, Result, Schedule, State, Step, Trainer
+from loopwright.callbacks import CSVLogger, EarlyStopping, LearningRateMonitor, ProgressBar, TensorBoardLogger
 
 Batch = dict[str, Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -60,7 +61,7 @@ of_pairs.fit([(torch.randn(8, 3), torch.randn(8, 1))], epochs=1)
 def typed_step(model: Net, batch: Batch) -> Output:
     predictions = model(batch["x"])
     return Output(
-        F.mse_loss(predictions, batch["y"]),
+        mse_loss(predictions, batch["y"]),
         weight=len(predictions),
         predictions=predictions,
         targets=batch["y"],
@@ -69,7 +70,7 @@ def typed_step(model: Net, batch: Batch) -> Output:
 
 
 def loss_step(model: Net, batch: Batch) -> Tensor:
-    return F.mse_loss(model(batch["x"]), batch["y"])
+    return mse_loss(model(batch["x"]), batch["y"])
 
 
 def general_step(model: nn.Module, batch: Any) -> Tensor:
@@ -83,7 +84,7 @@ with_loss_step = Trainer(net, optimizer, step=loss_step)
 with_general_step = Trainer(net, optimizer, step=general_step)
 with_lambda = Trainer(net, optimizer, step=lambda model, batch: model(batch["x"]).square().mean())
 with_typed_lambda: Trainer[Net, Batch] = Trainer(
-    net, optimizer, step=lambda model, batch: F.mse_loss(model(batch["x"]), batch["y"])
+    net, optimizer, step=lambda model, batch: mse_loss(model(batch["x"]), batch["y"])
 )
 
 # Batches of any type of one's own.
@@ -105,7 +106,7 @@ def sentence_step(model: Net, batch: Sentence) -> Output:
 
 
 def point_step(model: Net, batch: Point) -> Tensor:
-    return F.mse_loss(model(batch.x), batch.y)
+    return mse_loss(model(batch.x), batch.y)
 
 
 def sentences() -> Iterator[Sentence]:
@@ -142,16 +143,19 @@ show(with_step.state)
 cool(with_step.state)
 progress: Progress = result.progress
 rows: list[float] = [row["train/loss"] for row in result.history]
-print(result.stop_reason, progress.epoch, progress.batch, progress.step, progress.samples, progress.skipped)
-if result.restored_epoch is not None:
-    print(result.restored_epoch + 1)
+counters: list[int] = [progress.epoch, progress.batch, progress.step, progress.samples, progress.skipped]
+last_epoch: int = progress.epoch if result.restored_epoch is None else result.restored_epoch
+reason: str = result.stop_reason
 
 # Callbacks, with the type of the batch and without.
 
 
-class PrintLoss(Callback):
+class KeepLoss(Callback):
+    def __init__(self) -> None:
+        self.losses: dict[int, float] = {}
+
     def on_epoch_end(self, state: State) -> None:
-        print(f"epoch {state.progress.epoch}: loss {state.metrics['train/loss']:.4f}")
+        self.losses[state.progress.epoch] = state.metrics["train/loss"]
 
 
 class CountWords(Callback[Batch]):
@@ -198,7 +202,7 @@ everything = Trainer(
     schedule=Schedule(torch.optim.lr_scheduler.StepLR(optimizer, 10), each="epoch"),
     metrics={"mae": MeanAbsoluteError(), "largest": largest},
     callbacks=[
-        PrintLoss(),
+        KeepLoss(),
         CountWords(),
         ProgressBar(),
         CSVLogger("metrics.csv", every=Every(steps=10)),

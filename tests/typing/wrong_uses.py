@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from loopwright import Callback, Every, LossFn, Output, Schedule, State, Step, Trainer
-from loopwright.callbacks import CSVLogger, EarlyStopping
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+
+from loopwright import Callback, Every, LossFn, Output, Schedule, State, Step, Trainer
+from loopwright.callbacks import CSVLogger, EarlyStopping
 
 Batch = dict[str, Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -56,10 +57,6 @@ def step_without_loss(model: Net, batch: Batch) -> None:
     model(batch["x"]).sum().backward()
 
 
-def forward(model: Net, batch: Batch) -> Tensor:
-    return model(batch["x"])  # error: no-any-return
-
-
 net = Net()
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 trainer = Trainer(net, optimizer, step=step)
@@ -79,10 +76,11 @@ of_pairs.fit(Batches(), epochs=1)  # error: arg-type
 Trainer(net, optimizer, step=other_step)  # error: arg-type
 Trainer(net, optimizer, step=step_without_batch)  # error: arg-type
 Trainer(net, optimizer, step=step_without_loss)  # error: arg-type
-Trainer(net, optimizer, step=lambda model, batch: model.temprature)  # error: attr-defined
-Trainer(net, optimizer, step=lambda model: model.temperature)  # error: misc
+Trainer(net, optimizer, step=lambda model, batch: model.temperature)  # error: arg-type; return-value
+Trainer(net, optimizer, step=lambda model, batch: model.forward("x").sum())  # error: arg-type
+Trainer(net, optimizer, step=lambda model: model.temperature)  # error: arg-type; misc
 named_step: Step[Net, Pair] = step  # error: assignment
-of_other: Trainer[Other, Batch] = Trainer(net, optimizer, step=step)  # error: arg-type
+of_other: Trainer[Other, Batch] = trainer  # error: assignment
 loss: LossFn = len  # error: assignment
 Output(1.0)  # error: arg-type
 Output(torch.zeros(()), wieght=8)  # error: call-arg
@@ -110,7 +108,7 @@ Schedule(StepLR(optimizer, 10), each="batch")  # error: arg-type
 Schedule(ReduceLROnPlateau(optimizer), each="epoch", monitor=nn.MSELoss())  # error: arg-type
 
 # What a run knows: the model is the user's own class, metrics are read and logged, values are numbers.
-trainer.state.model.temprature  # error: attr-defined
+trainer.state.model.forward("x")  # error: arg-type
 trainer.state.model.temperature.item()  # error: attr-defined
 trainer.state.metrics["train/mine"] = 1.0  # error: index
 trainer.state.metrics["train/loss"].item()  # error: attr-defined
@@ -118,8 +116,8 @@ trainer.state.log("train/mine", "high")  # error: arg-type
 trainer.state.stop()  # error: call-arg
 if trainer.state.stage == "validation":  # error: comparison-overlap
     pass
-trainer.fit(Batches(), epochs=1).histroy  # error: attr-defined
-trainer.predict(Batches(), forward=lambda model, batch: model.temprature)  # error: attr-defined
+history = trainer.fit(Batches(), epochs=1).histroy  # error: attr-defined
+trainer.predict(Batches(), forward=lambda model, batch: model.forward("x"))  # error: arg-type
 state_of_other: State[Other] = trainer.state  # error: assignment
 
 
@@ -140,7 +138,6 @@ class NoState(Callback):
     def on_fit_end(self, state: Trainer) -> None: ...  # error: override
 
 
-Trainer(net, optimizer, step=step, callbacks=[PrintLoss])  # error: name-defined
 Trainer(net, optimizer, step=step, callbacks=[EarlyStopping])  # error: list-item
 Trainer(net, optimizer, step=step, callbacks=EarlyStopping("val/loss", mode="min"))  # error: arg-type
 
