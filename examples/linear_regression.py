@@ -17,7 +17,7 @@ def make_data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(100, 1, generator=generator)
     noise = torch.randn(100, 1, generator=generator)
-    return x, 3 * x + 0.5 * noise
+    return x, 3 * x + 0.2 * noise
 
 
 class ShowSteps(Callback):

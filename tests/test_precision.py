@@ -32,12 +32,12 @@ def problem(scale: float = 1.0, *, optimizer: str = "adam", sizes: Sequence[int]
     made: torch.optim.Optimizer = (
         torch.optim.Adam(model.parameters(), lr=0.01)
         if optimizer == "adam"
-        else torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+        else torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     )
     return model, made, [(torch.randn(n, 5), scale * torch.randn(n, 1)) for n in sizes]
 
 
-OVERFLOWING = 100.0
+OVERFLOWING = 6.0
 
 
 class Watch(Callback):
@@ -85,7 +85,7 @@ def one_cycle(optimizer: torch.optim.Optimizer) -> OneCycleLR:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("scale", [1.0, OVERFLOWING])
+@pytest.mark.parametrize("scale", [0.01, OVERFLOWING])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 @pytest.mark.parametrize(("accumulate", "known"), [(1, True), (2, True), (3, True), (4, True), (4, False)])
@@ -141,8 +141,8 @@ def test_the_bits_are_those_of_the_loop_written_by_hand(
     assert [row["train/loss"] for row in result.history] == trace.train_means
     assert (result.progress.step, result.progress.skipped) == (trace.steps, trace.skipped)
     assert len(watch.evaluated) == len(trace.val_means)
-    assert (trace.skipped > 0) == (precision == "fp16" and scale == OVERFLOWING)
-    assert trace.steps > 0
+    assert (trace.skipped > 1) == (precision == "fp16" and scale == OVERFLOWING)
+    assert trace.steps > 1
 
 
 def fp16_trainer(scheduler_kind: Literal["step", "epoch", "none"] = "none", **settings: Any) -> tuple[Trainer, Any, Any]:
@@ -216,15 +216,6 @@ def test_a_schedule_of_epochs_moves_at_an_epochs_end_that_had_skipped_steps() ->
     progress = trainer.fit(batches, epochs=3).progress
     assert progress.skipped > 0
     assert scheduler.last_epoch == 3
-
-
-def test_an_epoch_of_nothing_but_skipped_steps_brings_torch_to_no_warning() -> None:
-    model, optimizer, _ = problem()
-    batches = [(torch.randn(4, 5), 1e4 * torch.randn(4, 1))]
-    schedule = Schedule(StepLR(optimizer, step_size=1, gamma=0.5), each="epoch")
-    trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, device="cpu", precision="fp16")
-    progress = trainer.fit(batches, epochs=1).progress
-    assert (progress.epoch, progress.step, progress.skipped) == (1, 0, 1)
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])

@@ -10,7 +10,7 @@ def make_data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(100, 1, generator=generator)
     noise = torch.randn(100, 1, generator=generator)
-    return x, 3 * x + 0.5 * noise
+    return x, 3 * x + 0.2 * noise
 
 
 def train() -> tuple[nn.Linear, list[float]]:

@@ -23,7 +23,7 @@ def make_data() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     random = np.random.default_rng(0)
     x = random.standard_normal((100, 1), dtype=np.float32)
     noise = random.standard_normal((100, 1), dtype=np.float32)
-    return x, 3 * x + np.float32(0.5) * noise
+    return x, 3 * x + np.float32(0.2) * noise
 
 
 def train(x: NDArray[np.float32], y: NDArray[np.float32], weight: float, bias: float) -> list[Step]:

@@ -150,8 +150,14 @@ class Hooks(Callback[Any]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and (origin := _origin(error, self._callbacks)) is not None:
-            error.add_note(f"raised by {_name(origin[0])} in its hook {origin[1]}")
+        if error is not None:
+            progress = self._state.progress
+            error.add_note(
+                f"in epoch {progress.epoch + 1}, batch {progress.batch + 1}, optimizer step {progress.step + 1} "
+                f"(stage {self._state.stage!r}, all counted from 1)"
+            )
+            if (origin := _origin(error, self._callbacks)) is not None:
+                error.add_note(f"raised by {_name(origin[0])} in its hook {origin[1]}")
         failed = self._unwind(error)
         if error is None and failed is not None:
             raise failed

@@ -29,7 +29,7 @@ from loopwright.randomness import deterministic_kernels, seed_everything
 from loopwright.result import Result
 from loopwright.schedule import Every, Schedule, check_count
 from loopwright.settings import Settings, check_callbacks, check_model, check_step
-from loopwright.state import Plan, Stage, State, check_name
+from loopwright.state import Plan, Progress, Stage, State, check_name
 from loopwright.step import (
     LossFn,
     Metric,
@@ -211,6 +211,7 @@ class Trainer(Generic[Model, Batch]):
                 hooks.on_fit_start(state)
                 if self._validation_due and val is not None:
                     self._validate(hooks, val)
+                self._validation_due = False
                 while (reason := state.stop_reason or self._target_reached(plan)) is None:
                     self._train_epoch(hooks, train, val)
                 self._end(hooks)
@@ -219,7 +220,7 @@ class Trainer(Generic[Model, Batch]):
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
-        first_step = progress.step
+        before = dataclasses.replace(progress)
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
             return
@@ -243,7 +244,7 @@ class Trainer(Generic[Model, Batch]):
             self._optimizer_step(hooks)
             if self._validation_due:
                 self._validate(hooks, val)
-        self._end_epoch(hooks, val, steps=progress.step - first_step)
+        self._end_epoch(hooks, val, before)
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
         """One batch: the canonical step, with what is due around it."""
@@ -319,6 +320,8 @@ class Trainer(Generic[Model, Batch]):
             skipped = False
         if skipped:
             state.progress.skipped += 1
+            if self._settings.on_nonfinite != "skip":
+                self._log_window(window)  # its losses are sound: it was the scale that was too large
         else:
             self._stepped(hooks, window)
 
@@ -366,12 +369,15 @@ class Trainer(Generic[Model, Batch]):
         """After an optimizer step: counters, metrics, hooks, schedule."""
         state = self.state
         state.progress.step += 1
-        for name, value in window.commit(self._averages).items():
-            state.metrics.record(f"train/{name}", value)
+        self._log_window(window)
         validate = state.plan.validate
         self._validation_due = validate is not None and validate.due_at_step(state.progress)
         hooks.on_step_end(state)
         self._move_schedule("step")
+
+    def _log_window(self, window: Window) -> None:
+        for name, value in window.commit(self._averages).items():
+            self.state.metrics.record(f"train/{name}", value)
 
     def _move_schedule(self, each: str) -> None:
         schedule = self._settings.schedule
@@ -396,7 +402,8 @@ class Trainer(Generic[Model, Batch]):
         self._evaluate(hooks, val, "val", "val")
         self._validation_due = False
 
-    def _end_epoch(self, hooks: Hooks, val: Iterable[Batch] | None, *, steps: int) -> None:
+    def _end_epoch(self, hooks: Hooks, val: Iterable[Batch] | None, before: Progress) -> None:
+        """The epoch's means, its validation, its schedule, its count, its row."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
         self._guard.look(state)
         if plan.batches is not None and progress.batch < plan.batches:
@@ -413,7 +420,8 @@ class Trainer(Generic[Model, Batch]):
         progress.epoch, progress.batch = number, 0
         hooks.on_epoch_end(state)
         self._write_row()
-        if steps == 0 and plan.epochs is None and (self._scaler is None or self._scaler.get_scale() < 1):
+        all_skipped = progress.step == before.step and progress.skipped > before.skipped
+        if all_skipped and plan.epochs is None and (self._scaler is None or self._scaler.get_scale() < 1):
             raise NonFiniteError(
                 f"not one optimizer step was made in epoch {number}: every one was skipped",
                 why="with steps= as the only target, the run would never end",

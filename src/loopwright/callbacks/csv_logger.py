@@ -1,4 +1,4 @@
-"""Metrics as a CSV file: a row at each log point, the same bytes whether or not the run was interrupted."""
+"""Metrics as a CSV file: a row at each log point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loopwright.state import check_name
 if TYPE_CHECKING:
     from loopwright.state import State
 
-_BUFFERED = 1.0  # seconds for which a row may wait in memory: with a row a step, writing each would cost more
+_BUFFERED = 1.0  # seconds that rows may wait in memory: with a row a step, handing on each would cost more than it
 
 logger = logging.getLogger("loopwright")
 
@@ -28,27 +28,27 @@ logger = logging.getLogger("loopwright")
 class CSVLogger(Logger):
     """Writes the metrics into a CSV file, a row at each log point and one at the last step.
 
-    The columns are ``epoch``, ``step`` and then every name in the order in which it first appeared; one that comes
-    late gets its column, and the rows before have empty cells there. A cell is also empty where the name has no
-    fresh value. Numbers are written so that reading them gives the same float; ``nan``, ``inf`` and ``-inf`` are
-    written as such.
+    The columns are ``epoch``, ``step`` and then every name in the order in which it first appeared. A name that
+    comes late gets its column, and the rows before it have empty cells there; a cell is also empty where its name
+    has no fresh value. A number is written so that reading it gives the same float; ``nan``, ``inf`` and ``-inf``
+    stand as such. There are no timestamps: two runs that do the same write the same bytes.
 
-    A fresh run begins a new file: one that is already there is set aside as ``metrics-1.csv``, ``metrics-2.csv``
-    and so on. A second ``fit`` of the same trainer continues its file. Folders are made as needed.
+    A fresh run begins a new file, and one that is already there is set aside as ``metrics-1.csv``,
+    ``metrics-2.csv`` and so on. A second ``fit`` of the same trainer continues its file. Folders are made as needed.
 
     Args:
         path: The file, for example ``"runs/line/metrics.csv"``.
         every: How often to write a row.
 
     Raises:
-        ConfigError: In fit, before the first step: the path is no regular file, or the run is to go on in a file
+        ConfigError: In fit, before the first step: the path is no regular file, or the run would go on in a file
             that it has not written.
         OSError: In fit: the file cannot be made or written.
 
     Example:
         >>> trainer = Trainer(model, optimizer, loss, callbacks=[CSVLogger("runs/line/metrics.csv")])
         >>> result = trainer.fit(train_loader, epochs=2)
-        >>> print(open("runs/line/metrics.csv").readline().strip())
+        >>> print(Path("runs/line/metrics.csv").read_text().splitlines()[0])
         epoch,step,train/loss
     """
 
@@ -56,74 +56,197 @@ class CSVLogger(Logger):
         super().__init__(every=every)
         self.path = Path(path)
         self._file: BinaryIO | None = None
+        self._flushed = 0.0  # the time at which the file was last flushed
         self._forget()
 
     def _forget(self) -> None:
         self._names: list[str] = []  # the columns after epoch and step
         self._rows = 0
-        # The last row, for as long as more can be added to it, and the offset at which it begins.
+        # The last row, as long as more can be added to it, and the offset at which it begins.
         self._epoch = self._step = self._offset = 0
         self._values: dict[str, float] = {}
-        self._flushed = 0.0  # when the file was last flushed
 
     def open(self, state: State, *, fresh: bool) -> None:
         """Begin a new file, or go on after the rows that this run has written."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and not self.path.is_file():
+        exists = self.path.exists()
+        if exists and not self.path.is_file():
+            folder = self.path.is_dir()
             raise ConfigError(
-                f"CSVLogger is to write into {str(self.path)!r}, which is "
-                + ("a folder" if self.path.is_dir() else "no regular file"),
-                fix=f"CSVLogger({str(self.path / 'metrics.csv')!r})" if self.path.is_dir() else "another path",
+                f"CSVLogger is to write {str(self.path)!r}, which is {'a folder' if folder else 'no regular file'}",
+                fix=f"for example CSVLogger({str(self.path / 'metrics.csv' if folder else Path('metrics.csv'))!r})",
             )
         if fresh:
             self._forget()
-            self._set_aside()
+            if exists:
+                self._set_aside()
             self._create()
-        elif self.path.exists():
+        elif exists:
             self._go_on()
         else:
-            logger.warning("%s is gone, and the %d rows that it held: a new file goes on", self.path, self._rows)
-            self._rows = 0
+            logger.warning("%s is gone, with the %d rows written so far; a new file goes on", self.path, self._rows)
+            self._rows, self._values = 0, {}
             self._create()
 
+    def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """Write one row, or add to the last one if it is of this step."""
+        file = self._file
+        assert file is not None, "open comes before write"
+        again = bool(self._values) and step == self._step
+        row = {**self._values, **values} if again else dict(values)
+        names = list(dict.fromkeys((*self._names, *values)))
+        line = _line([epoch, step, *(repr(float(row[name])) if name in row else "" for name in names)])
+        if len(names) > len(self._names):
+            self._widen(names, line, above=self._rows - again)
+        elif again:
+            # Over the old line, and only then cut: whenever the process is killed, the row is there.
+            file.seek(self._offset)
+            file.write(line)
+            file.truncate()
+        else:
+            self._offset = file.tell()
+            file.write(line)
+        self._epoch, self._step, self._values = epoch, step, row
+        self._rows += not again
+        if time.monotonic() - self._flushed > _BUFFERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand the rows on to the system, so that others see them and a kill does not lose them."""
+        if self._file is not None:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def on_eval_start(self, state: State) -> None:
+        """Let the rows be seen during a long evaluation."""
+        self.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the file goes: its columns, the number of its rows, and the last of them."""
+        self.flush()  # the file holds what is said here
+        return {
+            **super().state_dict(),
+            "names": list(self._names),
+            "rows": self._rows,
+            "epoch": self._epoch,
+            "step": self._step,
+            "values": dict(self._values),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the rows of which ``state_dict`` told; what was written later is cut off."""
+        super().load_state_dict(state)
+        self._names = [check_name(name) for name in state["names"]]
+        self._rows, self._epoch, self._step = state["rows"], state["epoch"], state["step"]
+        self._values = dict(state["values"])
+
     def _set_aside(self) -> None:
-        if not self.path.exists() or self.path.read_bytes()[:64] in (b"", _line(self._header)):
-            return  # it holds no row: the run that made it ended before its first
+        with self.path.open("rb") as file:
+            if file.read(64) in (b"", _line(_columns([]))):
+                return  # it holds no row: the run that made it ended before its first
         aside = numbered(self.path)
         self.path.rename(aside)
-        logger.info("%s is from an earlier run, and has been set aside as %s", self.path, aside)
+        logger.info("%s was there from an earlier run, and is now %s", self.path, aside)
 
     def _create(self) -> None:
         self._file = self.path.open("w+b")
-        self._file.write(_line(self._header))
-        self._file.flush()
+        self._file.write(_line(_columns(self._names)))
+        self.flush()
 
     def _go_on(self) -> None:
-        """Open the file at the last row that was recorded; what comes after it is cut off."""
-        self._file = self.path.open("r+b")
-        header = self._file.readline()
+        """Open the file where the last row ends, with what was written later cut off."""
+        self._file = file = self.path.open("r+b")
+        header = file.readline()
         columns = next(csv.reader([header.decode(errors="replace")]), [])
-        if columns[: len(self._header)] != self._header:
-            raise self._not_ours(f"it begins with the columns {', '.join(columns) or '(none)'}")
-        lines = [line for line in islice(self._file, self._rows) if line.endswith(b"\n")]
-        if len(lines) < self._rows:
-            logger.warning("%s holds only %d of the %d rows written to it", self.path, len(lines), self._rows)
-            self._rows = len(lines)
-            self._step = -1  # so that the next record is a row of its own
-            self._offset = end = len(header) + sum(map(len, lines))
+        if columns[: 2 + len(self._names)] != _columns(self._names):
+            raise self._not_ours(f"its columns are {', '.join(columns) or 'missing'}")
+        found, begin, end, last = 0, 0, len(header), b""
+        for line in islice(file, self._rows):
+            if not line.endswith(b"\n"):
+                break
+            found, begin, end, last = found + 1, end, end + len(line), line
+        if found < self._rows:
+            logger.warning("%s holds %d of the %d rows written to it; it goes on", self.path, found, self._rows)
+            self._rows, self._values = found, {}
+        elif self._values and last.split(b",", 2)[:2] != [b"%d" % self._epoch, b"%d" % self._step]:
+            raise self._not_ours(f"its row {found} is not that of epoch {self._epoch}, step {self._step}")
+        if file.seek(0, os.SEEK_END) > end:
+            logger.info("%s: what follows row %d is cut off, to be written again", self.path, found)
+        if self._values:
+            # As it was recorded: something may have been added to it since.
+            end, found = begin, found - 1
+            cells = (repr(self._values[name]) if name in self._values else "" for name in self._names)
+            last = _line([self._epoch, self._step, *cells])
         else:
-            self._offset = len(header) + sum(map(len, lines[:-1]))
-            end = self._file.tell()
-            if lines and lines[-1].split(b",", 2)[:2] != [b"%d" % self._epoch, b"%d" % self._step]:
-                raise self._not_ours(f"row {self._rows} is not that of epoch {self._epoch} and step {self._step}")
-        beyond = self._file.seek(0, os.SEEK_END) - end
-        if beyond:
-            logger.info("%s: what follows row %d is cut off, and written again", self.path, self._rows)
-        ...
+            last = b""
+        if len(columns) > 2 + len(self._names):
+            self._rewrite(last, above=found)
+        else:
+            file.seek(end)
+            self._offset = end
+            file.write(last)
+            file.truncate()
+
+    def _widen(self, names: list[str], line: bytes, *, above: int) -> None:
+        """Give new names their columns: a new header, the rows ``above``, and then ``line``."""
+        file, self._names = self._file, names
+        assert file is not None
+        if above:
+            self._rewrite(line, above=above)
+            return
+        header = _line(_columns(names))  # there is nothing to lose yet
+        file.seek(0)
+        file.write(header + line)
+        file.truncate()
+        self._offset = len(header)
+
+    def _rewrite(self, last: bytes, *, above: int) -> None:
+        """Put a file with the present columns in place of the old one: its rows ``above``, and then ``last``."""
+        assert self._file is not None
+        self._file.flush()
+        target = Path(os.path.realpath(self.path))  # of a link it is the file behind it that is replaced
+        temporary = target.with_name(f".{target.name}.tmp")
+        columns = _columns(self._names)
+        blank = [""] * len(columns)
+        try:
+            with (
+                target.open(newline="", encoding="utf-8") as old,
+                temporary.open("w", newline="", encoding="utf-8") as new,
+            ):
+                rows = islice(csv.reader(old), 1, 1 + above)
+                writer = csv.writer(new, lineterminator="\n")
+                writer.writerow(columns)
+                writer.writerows((row + blank)[: len(columns)] for row in rows)
+                self._offset = new.tell()
+                new.write(last.decode())
+                new.flush()
+                os.fsync(new.fileno())  # else a crash of the machine could leave the new name with an empty file
+            self.close()
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._file = target.open("r+b")
+        self._file.seek(0, os.SEEK_END)
 
     def _not_ours(self, why: str) -> ConfigError:
         return ConfigError(
             f"{str(self.path)!r} is not the file that this run has written so far",
             why=why,
-            fix="put that file back, move this one away, or give CSVLogger another path in a new trainer",
+            fix="put that file back, or move this one away",
         )
+
+
+def _columns(names: Iterable[str]) -> list[str]:
+    return ["epoch", "step", *names]
+
+
+def _line(cells: Iterable[object]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()

@@ -1,0 +1,201 @@
+"""Metrics as TensorBoard's event files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from loopwright.errors import ConfigError
+from loopwright.logger import Logger, numbered
+from loopwright.schedule import Every
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from loopwright.state import State
+
+_EVENTS = "events.out.tfevents.*"  # the names that TensorBoard looks for
+_HPARAMS = ".hparams"  # how the names of the files with hyperparameters end
+
+logger = logging.getLogger("loopwright")
+
+
+class TensorBoardLogger(Logger):
+    """Writes the metrics into event files for TensorBoard: ``tensorboard --logdir runs``.
+
+    Every name in ``state.metrics`` becomes the scalar of that tag, at the number of optimizer steps, and ``epoch``
+    another one. What is written at one step comes together in one point for each name. When a fit ends without an
+    error, the hyperparameters and the names of the final metrics are written too: the model's class and size, the
+    optimizer and its settings, and what the fit was asked for. The model's graph is not, for torch
+    deprecates the tracer that it takes.
+
+    A fresh run begins a new event file, and those that are already there are set aside into the folder
+    ``previous-1``, ``previous-2`` and so on, which TensorBoard shows as runs of their own. A second ``fit`` of the
+    same trainer continues the run, without double points.
+
+    Args:
+        folder: The run's folder, for example ``"runs/line"``. It is made as needed.
+        every: How often to write.
+
+    Raises:
+        ConfigError: In fit, before the first step: the path is a file.
+        OSError: In fit: the folder or a file in it cannot be made or written.
+
+    Example:
+        >>> trainer = Trainer(model, optimizer, loss, callbacks=[TensorBoardLogger("runs/line")])
+        >>> result = trainer.fit(train_loader, epochs=2)
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, every: Every = Every(epochs=1)) -> None:  # noqa: B008
+        super().__init__(every=every)
+        self.folder = Path(folder)
+        self._writer: SummaryWriter | None = None
+        self._settings: dict[str, Any] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        # The newest record. An event file cannot be corrected, so its values wait here until the step is over or
+        # somebody wants to see them; `_shown` are the names whose values have been handed on.
+        self._step = 0
+        self._values: dict[str, float] = {}
+        self._shown: set[str] = set()
+
+    def open(self, state: State, *, fresh: bool) -> None:
+        """Begin a new event file; TensorBoard takes it for the continuation of those that are there."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(
+                f"TensorBoardLogger is to write into {str(self.folder)!r}, which is a file",
+                why="TensorBoard reads folders, one for each run",
+                fix="give it a folder, for example TensorBoardLogger('runs/line')",
+            )
+        self._settings = _optimizer_settings(state)
+        if fresh:
+            self._forget()
+            self._set_aside()
+            self._writer = self._new_writer(purge_step=None)
+            return
+        # A run that was killed may have written more at this step, and beyond. So all of that is disowned, and what is
+        # known of this step is written again.
+        self._writer = self._new_writer(purge_step=self._step)
+        shown, self._shown = self._shown, set()
+        self._hand_on(shown)
+        self._writer.flush()
+
+    def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """Keep one record, after the one before it has been handed on; or add to that of the same step."""
+        if step != self._step:
+            self._hand_on(self._values)
+            self._forget()
+        self._step = step
+        self._values |= {"epoch": epoch, **values}
+
+    def flush(self) -> None:
+        """Hand everything on to the system, so that TensorBoard sees it."""
+        if self._writer is not None:
+            self._hand_on(self._values)
+            self._writer.flush()
+
+    def on_fit_end(self, state: State) -> None:
+        """Write what is left, and the hyperparameters."""
+        super().on_fit_end(state)
+        self._write_hyperparameters(state)
+
+    def close(self) -> None:
+        """Close the event file, and end the thread that writes it."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The newest record, and which of its values have been handed on."""
+        newest = {"step": self._step, "values": dict(self._values), "shown": sorted(self._shown)}
+        return {**super().state_dict(), **newest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the record of which ``state_dict`` told; what was written later is disowned."""
+        super().load_state_dict(state)
+        self._step, self._values, self._shown = state["step"], dict(state["values"]), set(state["shown"])
+
+    def _hand_on(self, names: Container[str]) -> None:
+        """Give the writer the values of these names, unless it has one at this step: the first then stands."""
+        assert self._writer is not None, "open comes before write"
+        for name, value in self._values.items():
+            if name in names and name not in self._shown:
+                self._writer.add_scalar(name, value, self._step)
+                self._shown.add(name)
+
+    def _new_writer(self, *, purge_step: int | None) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there = set(self.folder.glob(_EVENTS))
+        writer = SummaryWriter(str(self.folder), purge_step=purge_step)
+        if self._comes_after(there):
+            return writer
+        # Event files are read in the order of their names, which hold the second and, without leading zeros, a count.
+        # Out of order, this one could disown nothing in those before it. A second later it can.
+        writer.close()
+        for path in set(self.folder.glob(_EVENTS)) - there:
+            path.unlink()
+        time.sleep(1.0)
+        writer = SummaryWriter(str(self.folder), purge_step=purge_step)
+        if not self._comes_after(there):
+            logger.warning("%s holds event files from the future; TensorBoard may show points twice", self.folder)
+        return writer
+
+    def _comes_after(self, there: set[Path]) -> bool:
+        return not there or max(self.folder.glob(_EVENTS)) not in there
+
+    def _set_aside(self) -> None:
+        if earlier := sorted(self.folder.glob(_EVENTS)):
+            aside = numbered(self.folder / "previous")
+            aside.mkdir()
+            for path in earlier:
+                path.rename(aside / path.name)
+            logger.info("%s held event files of an earlier run, which are now in %s", self.folder, aside)
+
+    def _write_hyperparameters(self, state: State) -> None:
+        from torch.utils.tensorboard import FileWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        plan = state.plan
+        settings = {
+            "model": type(state.model).__name__,
+            "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+            **self._settings,
+            "epochs": plan.epochs,
+            "steps": plan.steps,
+            "batches": plan.batches,
+            "accumulate": plan.accumulate,
+        }
+        metrics = {name: state.metrics[name] for name in state.metrics if state.metrics.mark_of(name)}
+        # TensorBoard keeps the first hyperparameters that it finds in a folder. So those of the fit before have to go,
+        # which is why they stand in a file of their own.
+        outdated = list(self.folder.glob(_EVENTS + _HPARAMS))
+        writer = FileWriter(str(self.folder), filename_suffix=_HPARAMS)
+        for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]  # torch has no annotation there
+            writer.add_summary(summary)
+        writer.close()
+        for path in outdated:
+            path.unlink()
+
+
+def _optimizer_settings(state: State) -> dict[str, Any]:
+    """The optimizer's class and the settings of its first group, as they are before a schedule moves them."""
+    optimizer, group = state.optimizer, state.optimizer.param_groups[0]
+    settings: dict[str, Any] = {"optimizer": type(optimizer).__name__}
+    for name in optimizer.defaults:
+        value = group.get(f"initial_{name}", group.get(name))
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, (bool, int, float, str)):
+            settings[name] = value
+        elif isinstance(value, tuple):
+            settings[name] = str(value)  # such as Adam's betas
+    return settings
