@@ -43,13 +43,14 @@ class Averages:
         for name in list(self._pending):
             self._fold(name)
         # One transfer for all of them.
-        tensors = [torch.as_tensor(x) for name in self._sums for x in (self._sums[name], self._weights[name])]
+        numbers = [x for name in self._sums for x in (self._sums[name], self._weights[name])]
+        tensors = [x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in numbers]
         device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
         if self._eager or not tensors:
             pairs = [(float(self._sums[name]), float(self._weights[name])) for name in self._sums]
         else:
-            numbers = torch.stack([t.to(device, _wide(device)) for t in tensors]).tolist()
-            pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+            read = torch.stack([t.to(device, _wide(device)) for t in tensors]).tolist()
+            pairs = list(zip(read[::2], read[1::2], strict=True))
         return {
             name: total / weight if weight else float("nan")
             for name, (total, weight) in zip(self._sums, pairs, strict=True)

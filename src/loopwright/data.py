@@ -11,6 +11,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from loopwright.errors import ConfigError, DataError
 from loopwright.randomness import RandomState, generators_of
+from loopwright.schedule import Every, check_count
+from loopwright.state import Plan
 from loopwright.step import describe
 
 T = TypeVar("T")
@@ -60,6 +62,33 @@ def no_batches(name: str, data: object) -> DataError:
         why="drop_last=True drops a batch that is not full, and there is no full one" if too_few else "it is empty",
         fix="a smaller batch_size, or drop_last=False" if too_few else "check the dataset and how it is filtered",
     )
+
+
+def plan_fit(
+    train: object, val: object, epochs: int | None, steps: int | None, validate: Every, *, accumulate: int
+) -> Plan:
+    """The plan of a fit, from its arguments.
+
+    Raises:
+        ConfigError: There is no target, or the data is no loader.
+        DataError: The data is empty, and says so.
+    """
+    if epochs is None and steps is None:
+        raise ConfigError("fit has no target", fix="fit(train, epochs=10), or steps=1000")
+    for name, target in (("epochs", epochs), ("steps", steps)):
+        if target is not None:
+            check_count(name, target)
+    if not isinstance(validate, Every):
+        raise ConfigError(f"validate is {validate!r}", fix="validate=Every(steps=100), or Every(epochs=1)")
+    check_loader("train", train)
+    if length_of(train) == 0:
+        raise no_batches("the training data", train)
+    if val is None:
+        return Plan(epochs, steps, length_of(train), accumulate=accumulate)
+    check_loader("val", val)
+    if length_of(val) == 0:
+        raise no_batches("the validation data", val)
+    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate)
 
 
 class EpochData:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from loopwright.errors import ConfigError
 
@@ -34,6 +35,17 @@ def resolve_device(device: torch.device | str) -> torch.device:
             fix='device="auto" takes the best one there is; device="cpu" always works',
         ) from error
     return found
+
+
+def place(model: nn.Module, optimizer: Optimizer, others: Iterable[object], device: torch.device) -> None:
+    """Bring a model, its optimizer's state, and whatever modules there are among ``others`` to a device."""
+    if any(tensor.device != device for tensor in (*model.parameters(), *model.buffers())):
+        model.to(device)
+        if optimizer.state:
+            optimizer.load_state_dict(optimizer.state_dict())  # casts its tensors to the parameters' device
+    for other in others:
+        if isinstance(other, nn.Module):
+            other.to(device)
 
 
 def move(batch: Any, device: torch.device) -> Any:

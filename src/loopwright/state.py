@@ -71,6 +71,12 @@ class Plan:
     validate: Every | None = None
     accumulate: int = 1
 
+    def reached(self, progress: Progress) -> str | None:
+        """Which target the run has reached, ``"epochs"`` or ``"steps"``, or None."""
+        if self.epochs is not None and progress.epoch >= self.epochs:
+            return "epochs"
+        return "steps" if self.steps is not None and progress.step >= self.steps else None
+
 
 class Metrics(Mapping[str, float]):
     """The newest value of every name that was logged, as floats.

@@ -17,17 +17,18 @@ from typing_extensions import TypeVar
 
 from loopwright.averages import Averages
 from loopwright.callback import Callback, Hooks
-from loopwright.callbacks.early_stopping import EarlyStopping
-from loopwright.data import EpochData, check_loader, length_of, no_batches
-from loopwright.device import map_tensors, move, resolve_device
+from loopwright.callbacks.early_stopping import restoring
+from loopwright.data import EpochData, check_loader, length_of, no_batches, plan_fit
+from loopwright.device import map_tensors, move, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
+from loopwright.history import History
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import Monitor, check_validated
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import deterministic_kernels, seed_everything
 from loopwright.result import Result
-from loopwright.schedule import Every, Schedule, check_count
+from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_model, check_step
 from loopwright.state import Plan, Progress, Stage, State, check_name
 from loopwright.step import (
@@ -129,7 +130,7 @@ class Trainer(Generic[Model, Batch]):
         self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
         if self._takes_closure:
             self._settings.check_closure(optimizer)
-        self._stopper = _restoring(self._settings.callbacks)
+        self._stopper = restoring(self._settings.callbacks)
 
         self.state = State(model, optimizer, resolve_device(device))
         self._loss = loss
@@ -147,8 +148,7 @@ class Trainer(Generic[Model, Batch]):
         self._averages = Averages(eager=self._eager)
         self._validation_due = False
         self._plateau = Monitor(schedule.monitor, "min") if schedule is not None and schedule.monitor else None
-        self._history: list[dict[str, float]] = []
-        self._row_mark = 0  # the mark of the newest value that a finished epoch's row holds
+        self._history = History()
         self._callback_states: list[dict[str, Any]] | None = None
         self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
         self._restored_epoch: int | None = None
@@ -200,8 +200,8 @@ class Trainer(Generic[Model, Batch]):
             ShapeMismatchError: With ``loss=``, predictions and targets would broadcast.
         """
         state = self.state
-        plan = self._plan(train, val, epochs, steps, validate)
-        if (reason := self._target_reached(plan)) is not None:
+        plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
+        if (reason := plan.reached(state.progress)) is not None:
             logger.info("nothing to train: the run has all its %s already (%s)", reason, state.progress)
             return self._result(reason)
         with self._prepared("train", plan):
@@ -212,7 +212,7 @@ class Trainer(Generic[Model, Batch]):
                 if self._validation_due and val is not None:
                     self._validate(hooks, val)
                 self._validation_due = False
-                while (reason := state.stop_reason or self._target_reached(plan)) is None:
+                while (reason := state.stop_reason or plan.reached(state.progress)) is None:
                     self._train_epoch(hooks, train, val)
                 self._end(hooks)
         return self._result(reason)
@@ -234,7 +234,7 @@ class Trainer(Generic[Model, Batch]):
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step and self._validation_due:
                 self._validate(hooks, val)
-            if state.stop_reason is not None or self._target_reached(plan) is not None:
+            if state.stop_reason is not None or plan.reached(state.progress) is not None:
                 if progress.batch != plan.batches:
                     return
                 break  # it was the last batch, so the epoch gets its end as well
@@ -419,7 +419,7 @@ class Trainer(Generic[Model, Batch]):
         self._move_schedule("epoch")
         progress.epoch, progress.batch = number, 0
         hooks.on_epoch_end(state)
-        self._write_row()
+        self._history.finish_epoch(state)
         all_skipped = progress.step == before.step and progress.skipped > before.skipped
         if all_skipped and plan.epochs is None and (self._scaler is None or self._scaler.get_scale() < 1):
             raise NonFiniteError(
@@ -427,51 +427,6 @@ class Trainer(Generic[Model, Batch]):
                 why="with steps= as the only target, the run would never end",
                 fix="look at the data, take a smaller learning rate, or give epochs= as well",
             )
-
-    def _write_row(self, *, partial: bool = False) -> None:
-        """The epoch's row of the history, in place of the one it had when the last fit ended within it."""
-        state, number = self.state, self.state.progress.epoch_number
-        if self._history and self._history[-1]["epoch"] == number:
-            self._history.pop()
-        row = {"epoch": number, "step": state.progress.step, **state.metrics.since(self._row_mark)}
-        if partial:
-            row |= {f"train/{name}": mean for name, mean in self._averages.means().items()}
-        else:
-            self._row_mark = state.metrics.mark
-        self._history.append(row)
-
-    def _plan(self, train: object, val: object, epochs: int | None, steps: int | None, validate: Every) -> Plan:
-        """What this fit is asked for.
-
-        Raises:
-            ConfigError: It cannot be done.
-        """
-        if epochs is None and steps is None:
-            raise ConfigError("fit has no target", fix="fit(train, epochs=10), or steps=1000")
-        for name, target in (("epochs", epochs), ("steps", steps)):
-            if target is not None:
-                check_count(name, target)
-        if not isinstance(validate, Every):
-            raise ConfigError(f"validate is {validate!r}", fix="validate=Every(steps=100), or Every(epochs=1)")
-        for name, data in (("train", train), ("val", val)):
-            if data is not None or name == "train":
-                check_loader(name, data)
-                if length_of(data) == 0:
-                    raise no_batches(f"the {'training' if name == 'train' else 'validation'} data", data)
-        return Plan(
-            epochs,
-            steps,
-            length_of(train),
-            None if val is None else length_of(val),
-            None if val is None else validate,
-            self._settings.accumulate,
-        )
-
-    def _target_reached(self, plan: Plan) -> str | None:
-        progress = self.state.progress
-        if plan.epochs is not None and progress.epoch >= plan.epochs:
-            return "epochs"
-        return "steps" if plan.steps is not None and progress.step >= plan.steps else None
 
     def _begin(self) -> None:
         """Begin the run, or go on where the last fit ended."""
@@ -502,7 +457,7 @@ class Trainer(Generic[Model, Batch]):
         state = self.state
         self._guard.look(state)
         if state.progress.batch:
-            self._write_row(partial=True)
+            self._history.leave_epoch(state, self._averages.means())
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
         self._callback_states = [callback.state_dict() for callback in self._settings.callbacks]
@@ -513,7 +468,7 @@ class Trainer(Generic[Model, Batch]):
 
     def _result(self, reason: str) -> Result:
         progress = dataclasses.replace(self.state.progress)
-        return Result([dict(row) for row in self._history], reason, progress, self._restored_epoch)
+        return Result(self._history.rows(), reason, progress, self._restored_epoch)
 
     def evaluate(self, data: Iterable[Batch], *, name: str = "test") -> dict[str, float]:
         """The loss and the metrics over ``data``, in eval mode and without gradients.
@@ -545,32 +500,30 @@ class Trainer(Generic[Model, Batch]):
         for metric in metrics.values():
             metric.reset()
         before, state.stage = state.stage, stage
-        try:
-            with evaluating(state.model):
-                hooks.on_eval_start(state)
-                for batch in data:
-                    batches += 1
-                    batch = move(batch, state.device)
-                    with self._autocast:
-                        output = as_output(self._step(state.model, batch))
-                    output = output.detached() if wanted or metrics else output
-                    weight, _ = weigh(output, batch, read=self._eager)
-                    averages.add(values_of(output, output.loss.detach()), weight)
-                    for metric_name, metric in metrics.items():
-                        update_metric(metric_name, metric, output)
-                    hooks.on_eval_batch_end(state, output)
-                if not batches:
-                    raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
-                scores = {f"{name}/{key}": value for key, value in averages.means().items()}
+        with evaluating(state.model):
+            hooks.on_eval_start(state)
+            for batch in data:
+                batches += 1
+                batch = move(batch, state.device)
+                with self._autocast:
+                    output = as_output(self._step(state.model, batch))
+                output = output.detached() if wanted or metrics else output
+                weight, _ = weigh(output, batch, read=self._eager)
+                averages.add(values_of(output, output.loss.detach()), weight)
                 for metric_name, metric in metrics.items():
-                    scores |= named_scores(f"{name}/{metric_name}", metric.compute())
-                for key, value in scores.items():
-                    state.metrics.record(key, value)
-                if not math.isfinite(loss := scores[f"{name}/loss"]):
-                    self._warn_once(name, f"{name}/loss is {loss}; it counts as no improvement")
-                hooks.on_eval_end(state)
-        finally:
-            state.stage = before
+                    update_metric(metric_name, metric, output)
+                hooks.on_eval_batch_end(state, output)
+            if not batches:
+                raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
+            scores = {f"{name}/{key}": value for key, value in averages.means().items()}
+            for metric_name, metric in metrics.items():
+                scores |= named_scores(f"{name}/{metric_name}", metric.compute())
+            for key, value in scores.items():
+                state.metrics.record(key, value)
+            if not math.isfinite(loss := scores[f"{name}/loss"]):
+                self._warn_once(name, f"{name}/loss is {loss}; it counts as no improvement")
+            hooks.on_eval_end(state)
+        state.stage = before  # an error leaves it, so that on_exception sees where it arose
         return scores
 
     def predict(self, data: Iterable[Any], *, forward: Callable[[Model, Any], Any] | None = None) -> list[Any]:
@@ -615,7 +568,7 @@ class Trainer(Generic[Model, Batch]):
         self._running = True
         state.stage, state.plan = stage, plan
         try:
-            self._move_to_device()
+            place(state.model, state.optimizer, (self._loss, *self._settings.metrics.values()), state.device)
             with contextlib.ExitStack() as stack:
                 if self._settings.deterministic:
                     stack.enter_context(deterministic_kernels())
@@ -626,33 +579,7 @@ class Trainer(Generic[Model, Batch]):
             self._running = False
             state.stage = "train"
 
-    def _move_to_device(self) -> None:
-        model, optimizer, device = self.state.model, self.state.optimizer, self.state.device
-        if any(tensor.device != device for tensor in (*model.parameters(), *model.buffers())):
-            model.to(device)
-            if optimizer.state:
-                optimizer.load_state_dict(optimizer.state_dict())  # casts its tensors to the parameters' device
-        for module in (self._loss, *self._settings.metrics.values()):
-            if isinstance(module, nn.Module):
-                module.to(device)
-
     def _warn_once(self, about: str, message: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
             logger.warning(message)
-
-
-def _restoring(callbacks: tuple[Callback[Any], ...]) -> EarlyStopping | None:
-    """The one callback whose best weights the loop puts back at the end.
-
-    Raises:
-        ConfigError: There are several.
-    """
-    found = [callback for callback in callbacks if isinstance(callback, EarlyStopping) and callback.restore_best]
-    if len(found) > 1:
-        raise ConfigError(
-            f"{len(found)} callbacks have restore_best=True",
-            why="the model can hold only one of their weights",
-            fix="restore_best=True on one EarlyStopping only",
-        )
-    return found[0] if found else None

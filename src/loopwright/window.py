@@ -29,6 +29,7 @@ class Window:
         self.size = size
         self.finite = True
         self._entries: list[tuple[Values, float | Tensor]] = []
+        self._even = True  # as far as the weights are numbers
         self._first: float | Tensor = 0.0
         self._total: float | Tensor = 0.0
 
@@ -48,14 +49,16 @@ class Window:
             self._first = torch.where(first == 0, weight, first)
         else:
             self._first = self._first or weight
+            self._even = self._even and weight == self._first
         self._total = self._total + weight
 
     def divisor(self, weight: float | Tensor, dtype: torch.dtype) -> float | Tensor:
         """What to divide the newest batch's loss by before its backward."""
         if isinstance(weight, Tensor):
             # In float64, and only then in the loss's own format: equal weights must give exactly k.
-            return (self.size * self._first / _wide(weight)).to(dtype)
-        return self.size * self._first / weight if weight else math.inf
+            wide = _wide(weight)
+            return torch.where(wide == 0, math.inf, self.size * (self._first / wide)).to(dtype)
+        return self.size * (self._first / weight) if weight else math.inf
 
     @property
     def empty(self) -> bool:
@@ -69,6 +72,8 @@ class Window:
         expected = self.size * self._first
         if isinstance(expected, Tensor):
             return torch.where(expected == 0, torch.ones_like(expected), self._total / expected)
+        if self._even:  # the sum of equal fractions may miss their product by a bit
+            return None if self.full else len(self._entries) / self.size
         return None if self._total == expected else self._total / expected
 
     def commit(self, averages: Averages) -> Values:

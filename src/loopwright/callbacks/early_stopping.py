@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loopwright.callback import Callback
+from loopwright.errors import ConfigError
 from loopwright.monitor import Mode, Monitor, check_validated
 from loopwright.schedule import check_count
 from loopwright.weights import snapshot
@@ -113,3 +114,19 @@ class EarlyStopping(Callback[Any]):
         self.waited = state["waited"]
         self.best_epoch = state["best_epoch"]
         self.best_weights = state["best_weights"]
+
+
+def restoring(callbacks: Iterable[Callback[Any]]) -> EarlyStopping | None:
+    """The one callback whose best weights the loop puts back at the end, if there is one.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    found = [callback for callback in callbacks if isinstance(callback, EarlyStopping) and callback.restore_best]
+    if len(found) > 1:
+        raise ConfigError(
+            f"{len(found)} callbacks have restore_best=True",
+            why="the model can hold only one of their weights",
+            fix="restore_best=True on one EarlyStopping only",
+        )
+    return found[0] if found else None

@@ -1,0 +1,91 @@
+"""What every benchmark here shares: fair timing, medians with their spread, aligned tables, and the machine."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+import loopwright
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long ``run`` takes, by the clock.
+
+    The garbage that others left is collected before. The collector stays on meanwhile, since whoever makes garbage
+    is to pay for it; but not for walking over all that importing torch has made, which ``freeze`` sees to.
+    """
+    gc.collect()
+    start = perf_counter()
+    run()
+    return perf_counter() - start
+
+
+def freeze() -> None:
+    """Exempt all objects that exist by now from garbage collection: call it once, after the imports."""
+    gc.collect()
+    gc.freeze()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median, and the quartiles around it: half of all measurements lie between those."""
+
+    median: float
+    quartile1: float
+    quartile3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of two or more values."""
+        quartile1, median, quartile3 = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, quartile1, quartile3)
+
+    def text(self, digits: int) -> str:
+        """For example ``0.71 (0.70-0.73)``."""
+        return f"{self.median:.{digits}f} ({self.quartile1:.{digits}f}..{self.quartile3:.{digits}f})"
+
+
+Table = Sequence[Sequence[str]]
+"""Rows of cells; the first row is the heading."""
+
+
+def aligned(table: Table) -> str:
+    """The table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+
+
+def markdown(table: Table) -> str:
+    """The table for a page."""
+    heading, *rows = table
+    lines: Iterable[Sequence[str]] = (heading, ["---"] * len(heading), *rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on: the processor, and the versions."""
+    return {
+        "processor": f"{_processor()}, {os.cpu_count()} cores, of which one is used",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "loopwright": loopwright.__version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, as Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

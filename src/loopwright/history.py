@@ -1,0 +1,36 @@
+"""The history of a run, as fit returns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loopwright.state import State
+
+
+class History:
+    """The rows of a run: one for each epoch, and one for an epoch that a fit has left half way."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+        self._mark = 0  # the mark of the newest value that a finished epoch's row holds
+
+    def finish_epoch(self, state: State) -> None:
+        """Add the row of the epoch that has ended."""
+        self._add(state, {})
+        self._mark = state.metrics.mark
+
+    def leave_epoch(self, state: State, means: Mapping[str, float]) -> None:
+        """Add the row of an epoch that a later fit may go on with; ``means`` are those of its batches so far."""
+        self._add(state, {f"train/{name}": mean for name, mean in means.items()})
+
+    def rows(self) -> list[dict[str, float]]:
+        """A copy of all rows."""
+        return [dict(row) for row in self._rows]
+
+    def _add(self, state: State, means: dict[str, float]) -> None:
+        number = state.progress.epoch_number
+        if self._rows and self._rows[-1]["epoch"] == number:
+            self._rows.pop()  # the row of when the last fit left this epoch
+        self._rows.append({"epoch": number, "step": state.progress.step, **state.metrics.since(self._mark), **means})
