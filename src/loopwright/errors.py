@@ -83,6 +83,17 @@ class SaveError(CheckpointError, OSError):
 
     id = "save"
 
+    @classmethod
+    def of(cls, error: OSError, path: object) -> SaveError:
+        """The error for what the system said about ``path``."""
+        own = cls(
+            f"{path} could not be saved: {error.strerror or error} (errno {error.errno})",
+            why="older checkpoints are untouched",
+            fix="make room, or mend the disk's permissions, and resume from the newest checkpoint",
+        )
+        own.errno, own.strerror, own.filename = error.errno, error.strerror, str(path)
+        return own
+
 
 class LockedError(LoopwrightError):
     """Another process is writing to the same checkpoint folder."""
