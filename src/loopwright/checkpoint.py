@@ -20,7 +20,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -62,28 +62,31 @@ class Contents:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def write_checkpoint(
-    folder: Path, step: int, weights: Mapping[str, Tensor], state: Any, facts: Mapping[str, Any]
+def write_files(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    tree: Any,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
 ) -> Path:
     """Write a checkpoint for ``step``; when this returns, it is durable.
 
     Args:
         folder: Where checkpoints are; it exists.
         step: The optimizer step.
-        weights: The model's tensors.
-        state: Plain data and tensors.
+        weights: The model's tensors, by the plain module's names.
+        tree: Everything else, as ``plain.encode`` gives it.
+        tensors: And its tensors.
         facts: Plain data that can be read without the rest.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: The state holds what cannot be saved, naming its path.
         SaveError: The system refused to write; older checkpoints are untouched.
     """
-    _, plain_weights = encode(dict(weights), "$")
-    tree, tensors = encode(state, "$")
-    files = {MODEL: _tensor_bytes(plain_weights), STATE_TENSORS: _tensor_bytes(tensors), STATE: to_json(tree)}
+    files = {MODEL: _tensor_bytes(weights), STATE_TENSORS: _tensor_bytes(tensors), STATE: to_json(tree)}
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -92,8 +95,8 @@ def write_checkpoint(
     }
     head = to_json(manifest) + b"\n"
     files[MANIFEST] = head + _sha256(head).encode() + b"\n"
-    target = _free_name(folder, step)
-    with _saving(target):
+    with SaveError.on(folder):
+        target = _free_name(folder, step)
         _write_folder(folder, target, files)
     return target
 
@@ -132,14 +135,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _saving(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SaveError.of(error, path) from error
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -1,0 +1,129 @@
+"""Saving while the training goes on: the copy is made in the loop, hashing and writing in the background."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from loopwright.checkpoint import (
+    FolderLock,
+    best_checkpoint,
+    clear_leftovers,
+    list_checkpoints,
+    prune,
+    read_manifest,
+    sync_folder,
+    write_files,
+)
+from loopwright.errors import SaveError
+
+logger = logging.getLogger("loopwright")
+
+
+class Saver:
+    """Writes checkpoints into one folder, one after the other, in a thread of its own.
+
+    Args:
+        folder: Made where it is missing, and locked against other processes.
+        keep: How many of the newest to keep.
+
+    Raises:
+        LockedError: Another process writes into the folder.
+        SaveError: The folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._keep = keep
+        self.folder = _made(folder)
+        self._lock = FolderLock(self.folder)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._best: tuple[float, Path] | None = None
+
+    def begin(self, *, fresh: bool, mode: str | None) -> None:
+        """Begin a run: a fresh one sets the checkpoints of another aside, a resumed one goes on beside them."""
+        with SaveError.on(self.folder):
+            clear_leftovers(self.folder)
+            if fresh and list_checkpoints(self.folder):
+                aside = _numbered(self.folder)
+                aside.mkdir()
+                for path in list_checkpoints(self.folder):
+                    path.rename(aside / path.name)
+                sync_folder(aside)
+                sync_folder(self.folder)
+                logger.info("%s held the checkpoints of another run; they are in %s now", self.folder, aside)
+        self._best = None
+        if not fresh and mode is not None and (path := best_checkpoint(self.folder)) is not None:
+            self._best = (read_manifest(path)["facts"]["score"], path)
+
+    def save(self, step: int, weights: dict[str, Tensor], tree: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Save in the background what the caller has copied. Waits for the save before, if it is not done.
+
+        Raises:
+            SaveError: That one has failed.
+        """
+        self.wait()
+        self._thread = threading.Thread(
+            target=self._write, args=(step, weights, tree, tensors, facts), name="loopwright-save"
+        )
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the error of a save in the background, if there was one."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Return when the newest save is durable.
+
+        Raises:
+            SaveError: It has failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def close(self) -> None:
+        """Finish what is being written, and let go of the folder."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._lock.release()
+
+    def _write(self, step: int, weights: dict[str, Tensor], tree: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        try:
+            path = write_files(self.folder, step, weights, tree, tensors, facts)
+            logger.debug("saved %s", path)
+            score, sign = facts.get("score"), -1.0 if facts.get("mode") == "min" else 1.0
+            if score is not None and math.isfinite(score) and (self._best is None or sign * score > sign * self._best[0]):
+                self._best = (score, path)
+            with SaveError.on(self.folder):
+                prune(self.folder, self._keep, None if self._best is None else self._best[1])
+        except BaseException as error:  # whatever it is, the loop gets it at its next step
+            self._error = error
+
+
+def _made(folder: Path) -> Path:
+    """The folder, made with its parents, each of them durable."""
+    with SaveError.on(folder):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            sync_folder(path.parent)
+        if not folder.is_dir():
+            raise NotADirectoryError(20, "Not a directory", str(folder))
+    return folder
+
+
+def _numbered(folder: Path) -> Path:
+    number = 1
+    while (folder / f"previous-{number}").exists():
+        number += 1
+    return folder / f"previous-{number}"
