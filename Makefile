@@ -13,8 +13,9 @@ INSTALL = $(PY) -m pip install --disable-pip-version-check --constraint constrai
 # What other environments set must not reach into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONWARNINGS VIRTUAL_ENV MYPYPATH
 unexport PIP_USER PIP_TARGET PIP_PREFIX
-# pyright is the version that constraints.txt names; it need not ask the network for a newer one.
+# The versions are those of constraints.txt: nobody need ask the network for newer ones, or speak of successors.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -42,7 +43,7 @@ bench: .venv/.examples  ## measure what the library adds to a plain loop
 
 clean:  ## remove what was built and cached; .venv and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find benchmarks docs examples src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # dev brings everything that examples brings.
 .venv/.dev: .venv/.made pyproject.toml constraints.txt

@@ -38,7 +38,7 @@ def textbook_loop(model: nn.Module, optimizer: Optimizer, loss_fn: Loss, train: 
         for inputs, targets in train:
             optimizer.zero_grad()
             loss = loss_fn(model(inputs), targets)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
             optimizer.step()
             losses.append(loss.detach())
     return losses
@@ -53,7 +53,7 @@ def textbook_clipping_loop(
         for inputs, targets in train:
             optimizer.zero_grad()
             loss = loss_fn(model(inputs), targets)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
             torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             optimizer.step()
             losses.append(loss.detach())
@@ -70,7 +70,7 @@ def textbook_accumulating_loop(
         optimizer.zero_grad()
         for i, (inputs, targets) in enumerate(train):
             loss = loss_fn(model(inputs), targets)
-            (loss / accumulate).backward()
+            (loss / accumulate).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
             if (i + 1) % accumulate == 0:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -174,9 +174,9 @@ def plain_loop(
             sizes.append(len(inputs))
             part = loss / (planned * sizes[0] / sizes[-1])
             if scaler is None:
-                part.backward()
+                part.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
             else:
-                scaler.scale(part).backward()
+                scaler.scale(part).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
             trace.losses.append(loss.detach())
             total += loss.item() * len(inputs)
             count += len(inputs)

@@ -98,7 +98,10 @@ def make_optimizer(name: str, model: nn.Module) -> Optimizer:
         return torch.optim.Adam(parameters, lr=0.01)
     if name == "adamw":
         half = len(parameters) // 2
-        groups = [{"params": parameters[:half]}, {"params": parameters[half:], "lr": 0.003, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": parameters[:half]},
+            {"params": parameters[half:], "lr": 0.003, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1)
     if name == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=0.005, momentum=0.5, centered=True)
@@ -148,7 +151,7 @@ class Shifted(TensorDataset):
     """A TensorDataset only by descent: what it returns is not what it holds."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        inputs, targets = super().__getitem__(index)
+        inputs, targets = (tensor[index] for tensor in self.tensors)
         return inputs.roll(1), targets
 
 
@@ -167,12 +170,12 @@ class WithoutLength:
 
 def cut(data: Samples, *, drop_last: bool = False, size: int = BATCH) -> list[Samples]:
     """The samples in ready-made batches, in their order."""
-    batches = list(zip(data[0].split(size), data[1].split(size), strict=True))
+    batches = list(zip(torch.split(data[0], size), torch.split(data[1], size), strict=True))
     return batches[:-1] if drop_last and len(batches[-1][0]) < size else batches
 
 
-def _first_of_batch(samples: list[Samples]) -> Samples:
-    """A collate function: it drops the first sample of each batch but one of a batch of one."""
+def _without_first(samples: list[Samples]) -> Samples:
+    """A collate function: it drops the first sample of each batch of more than one."""
     kept = samples[1:] or samples
     return torch.stack([inputs for inputs, _ in kept]), torch.stack([targets for _, targets in kept])
 
@@ -250,7 +253,7 @@ def _rarer_loader(kind: str, data: Samples, *, drop_last: bool) -> Any:
         whole = BatchSampler(SequentialSampler(dataset), BATCH, drop_last)
         return DataLoader(dataset, batch_size=None, sampler=whole)
     if kind == "own collate function":
-        return DataLoader(dataset, BATCH, shuffle=True, drop_last=drop_last, collate_fn=_first_of_batch)
+        return DataLoader(dataset, BATCH, shuffle=True, drop_last=drop_last, collate_fn=_without_first)
     if kind == "batches of one":
         return DataLoader(dataset, shuffle=True)
     raise ValueError(kind)

@@ -102,8 +102,8 @@ def gradients_of(model: nn.Module) -> list[Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-def norm(gradients: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))
+def norm(gradients: list[Tensor]) -> float:
+    return float(torch.cat([g.flatten() for g in gradients]).norm())
 
 
 def regression(sizes: Sequence[int], seed: int = 0) -> tuple[nn.Module, list[Samples]]:
@@ -142,12 +142,12 @@ def assert_each_step_has_the_gradient_of_its_windows_mean(
         inputs, targets = joined([batches[i] for i in step.batches])
         model.zero_grad()
         loss = nn.functional.mse_loss(model(inputs), targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
         assert close(step.gradients, gradients_of(model)), step.batches
         assert step.loss == pytest.approx(loss.item(), rel=1e-9)
 
 
-def runs_of(sizes: Sequence[int], accumulate: int) -> list[list[int]]:
+def runs_of(sizes: Sequence[object], accumulate: int) -> list[list[int]]:
     """The indices of the batches of each window."""
     return [list(range(start, min(start + accumulate, len(sizes)))) for start in range(0, len(sizes), accumulate)]
 
@@ -165,9 +165,7 @@ def test_accumulating_equals_training_on_the_big_batches(
     model, batches = regression(sizes)
     windows = Windows()
     data: Any = batches if known else WithoutLength(batches)
-    trainer = Trainer(
-        model, sgd(model), nn.MSELoss(), callbacks=[windows], device="cpu", accumulate=accumulate
-    )
+    trainer = Trainer(model, sgd(model), nn.MSELoss(), callbacks=[windows], device="cpu", accumulate=accumulate)
     result = trainer.fit(data, epochs=epochs)
 
     twin, batches = regression(sizes)
@@ -195,7 +193,10 @@ def test_windows_of_ragged_token_counts_equal_the_big_batch(
     lengths: list[list[int]], accumulate: int, known: bool, kind: str
 ) -> None:
     """A batch is some rows of 5 tokens, of which the first few are valid; also none at all."""
-    assume(accumulate > 1 or all(map(any, lengths)))
+    if kind == "loss=" or accumulate == 1:
+        # The mean over no token is NaN there, and NaN is an error: at once, or where it is not known in time
+        # that the weight is 0.
+        assume((accumulate > 1 and Trainer._read_each_step) or all(map(any, lengths)))
     torch.manual_seed(4)
     model = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 4)).double()
     initial = weights_of(model)
@@ -207,13 +208,18 @@ def test_windows_of_ragged_token_counts_equal_the_big_batch(
         batches.append((tokens, targets))
     cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORED)
 
+    summed = nn.CrossEntropyLoss(ignore_index=IGNORED, reduction="sum")
+
     def transposed(logits: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(logits.transpose(1, 2), targets)
+        loss: Tensor = cross_entropy(logits.transpose(1, 2), targets)
+        return loss
 
     def step(model: nn.Module, batch: Samples) -> Output:
-        loss = transposed(model(batch[0]), batch[1])
         valid = (batch[1] != IGNORED).sum()
-        return Output(loss, weight={"int": int(valid), "float": 0.1 * float(valid), "tensor": valid}[kind])
+        loss = summed(model(batch[0]).transpose(1, 2), batch[1]) / valid.clamp(min=1)
+        if kind == "tensor":
+            return Output(loss, weight=valid)
+        return Output(loss, weight=int(valid) if kind == "int" else 0.1 * int(valid))
 
     recorder = Windows()
     if kind == "loss=":
@@ -235,7 +241,7 @@ def test_windows_of_ragged_token_counts_equal_the_big_batch(
         optimizer.zero_grad()
         if valid:
             big = transposed(twin(tokens), targets)
-            big.backward()
+            big.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
             total, count = total + big.item() * valid, count + valid
             optimizer.step()
         else:  # a mean over nothing: nothing to learn, but what momentum goes on with
@@ -263,7 +269,7 @@ def test_windows_of_equal_weights_have_the_bits_of_loss_over_k(weight: float | T
         for i, (inputs, targets) in enumerate(batches):
             if i % accumulate == 0:
                 optimizer.zero_grad()
-            (nn.functional.mse_loss(model(inputs), targets) / accumulate).backward()
+            (nn.functional.mse_loss(model(inputs), targets) / accumulate).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
             if (i + 1) % accumulate == 0:
                 optimizer.step()
 
@@ -282,7 +288,7 @@ def test_without_accumulation_the_weight_changes_no_bit_of_the_training(weight: 
     optimizer = sgd(model)
     for inputs, targets in batches:
         optimizer.zero_grad()
-        nn.functional.mse_loss(model(inputs), targets).backward()
+        nn.functional.mse_loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
         optimizer.step()
     twin, _ = regression([3, 5, 2])
 
@@ -314,7 +320,7 @@ def test_a_batch_of_weight_zero_counts_for_nothing_wherever_it_stands(masked: li
         if kept:
             inputs, targets = joined(kept)
             optimizer.zero_grad()
-            nn.functional.mse_loss(twin(inputs), targets).backward()
+            nn.functional.mse_loss(twin(inputs), targets).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
             optimizer.step()
         else:
             assert result.history[0]["train/loss"] > 0
@@ -400,16 +406,14 @@ def test_a_known_short_window_steps_within_the_epochs_last_batch() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 6, 8, 9, 12, 100])
 @pytest.mark.parametrize("accumulate", [2, 3, 4])
-def test_a_length_that_is_wrong_still_gives_every_window_the_gradient_of_its_mean(
-    length: int, accumulate: int
-) -> None:
+def test_a_length_that_is_wrong_still_gives_every_window_the_gradient_of_its_mean(length: int, accumulate: int) -> None:
     model, batches = regression([3, 1, 4, 2, 3, 3, 2])
     windows = Windows()
     trainer = Trainer(model, sgd(model), nn.MSELoss(), callbacks=[windows], device="cpu", accumulate=accumulate)
     result = trainer.fit(Lying(batches, length), epochs=2)
     assert result.progress.batch == 0
     assert result.progress.epoch == 2
-    assert sum((step.batches for step in windows.steps), []) == list(range(7)) * 2
+    assert [batch for step in windows.steps for batch in step.batches] == list(range(7)) * 2
     assert all(len(step.batches) <= accumulate for step in windows.steps)
     assert_each_step_has_the_gradient_of_its_windows_mean(model, batches, windows)
 
@@ -428,11 +432,11 @@ def test_clipping_sees_the_mean_gradient_once_a_step(accumulate: int, known: boo
     clipped = 0
     for step, then in zip(windows.steps, after, strict=True):
         found = norm(step.gradients)
-        factor = min(1.0, 0.7 / (float(found) + 1e-6))
+        factor = min(1.0, 0.7 / (found + 1e-6))
         clipped += factor < 1
         assert close(step.clipped, [factor * g for g in step.gradients])
         assert close(then, [w - 0.1 * g for w, g in zip(step.weights, step.clipped, strict=True)])
-    assert 0 < clipped
+    assert clipped > 0
     assert_each_step_has_the_gradient_of_its_windows_mean(model, batches, windows)
 
 

@@ -35,6 +35,7 @@ FLOORS = {
         "loopwright.callback",
         "loopwright.data",
         "loopwright.guard",
+        "loopwright.history",
         "loopwright.logger",
         "loopwright.monitor",
         "loopwright.result",

@@ -7,6 +7,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -433,7 +434,7 @@ def test_a_run_in_two_fits_leaves_the_bits_of_the_loop_written_by_hand(loader: s
     assert [row["val/loss"] for row in result.history] == trace.val_means
 
 
-@pytest.mark.parametrize("loader", ["shuffled", "own generator", "list", "weighted sampler"])
+@pytest.mark.parametrize("loader", [*FACTORS["loader"], "sampler with its own generator", "two workers"])
 @pytest.mark.parametrize("steps", [3, 7, 8, 10])
 def test_a_run_that_ends_in_mid_epoch_goes_on_at_its_next_batch(loader: str, steps: int) -> None:
     config = BASE | {"loader": loader, "validation": "val each epoch", "problem": "batchnorm"}
@@ -458,11 +459,11 @@ def textbook_case(seed: int, *, optimizer: str = "adam") -> tuple[nn.Module, Opt
 
 
 TEXTBOOKS: dict[str, tuple[Callable[..., list[Tensor]], dict[str, Any]]] = {
-    "canonical": (lambda *case: textbook_loop(*case, 2), {}),
-    "clipping": (lambda *case: textbook_clipping_loop(*case, 2, 0.5), {"clip_norm": 0.5}),
-    "by 2": (lambda *case: textbook_accumulating_loop(*case, 2, 2), {"accumulate": 2}),
-    "by 3": (lambda *case: textbook_accumulating_loop(*case, 2, 3), {"accumulate": 3}),
-    "by 6": (lambda *case: textbook_accumulating_loop(*case, 2, 6), {"accumulate": 6}),
+    "canonical": (textbook_loop, {}),
+    "clipping": (partial(textbook_clipping_loop, max_norm=0.5), {"clip_norm": 0.5}),
+    "by 2": (partial(textbook_accumulating_loop, accumulate=2), {"accumulate": 2}),
+    "by 3": (partial(textbook_accumulating_loop, accumulate=3), {"accumulate": 3}),
+    "by 6": (partial(textbook_accumulating_loop, accumulate=6), {"accumulate": 6}),
 }
 
 
@@ -470,7 +471,7 @@ TEXTBOOKS: dict[str, tuple[Callable[..., list[Tensor]], dict[str, Any]]] = {
 def test_trainer_and_plain_loop_both_leave_the_bits_of_the_textbook_loop(name: str) -> None:
     loop, settings = TEXTBOOKS[name]
     model, optimizer, loss_fn, batches = textbook_case(9)
-    expected = loop(model, optimizer, loss_fn, batches)
+    expected = loop(model, optimizer, loss_fn, batches, epochs=2)
 
     plain, optimizer, loss_fn, batches = textbook_case(9)
     assert_same(expected, plain_loop(plain, optimizer, loss_fn, batches, epochs=2, **settings).losses, "plain losses")

@@ -98,17 +98,17 @@ class Follows(Callback):
 class Counting(ReduceLROnPlateau):
     """A plateau scheduler that keeps what it was given."""
 
-    given: list[float]
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer, factor=0.5, patience=1, threshold=0.0)
+        self.given: list[float] = []
 
-    def step(self, metrics: Any, epoch: int | None = None) -> None:
-        self.__dict__.setdefault("given", []).append(float(metrics))
+    def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]  # as torch's own
+        self.given.append(float(metrics))
         super().step(metrics)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    batches=st.integers(1, 9), accumulate=st.integers(1, 5), epochs=st.integers(1, 3), known=st.booleans()
-)
+@given(batches=st.integers(1, 9), accumulate=st.integers(1, 5), epochs=st.integers(1, 3), known=st.booleans())
 def test_one_cycle_over_n_steps_ends_after_exactly_n(batches: int, accumulate: int, epochs: int, known: bool) -> None:
     model, optimizer, data = problem(batches)
     total = -(-batches // accumulate) * epochs
@@ -236,7 +236,7 @@ def test_composed_schedules_give_the_rates_of_a_plain_loop(kind: str, each: Lite
     for _ in range(3):
         for inputs, targets in data:
             optimizer.zero_grad()
-            nn.functional.mse_loss(model(inputs), targets).backward()
+            nn.functional.mse_loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
             expected.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             if each == "step":
@@ -246,13 +246,9 @@ def test_composed_schedules_give_the_rates_of_a_plain_loop(kind: str, each: Lite
     assert rates.at("before_step") == expected
 
 
-def plateau(optimizer: torch.optim.Optimizer) -> Counting:
-    return Counting(optimizer, factor=0.5, patience=1, threshold=0.0)
-
-
 def test_a_plateau_schedule_of_epochs_follows_each_validation_once() -> None:
     model, optimizer, data = problem(3)
-    scheduler = plateau(optimizer)
+    scheduler = Counting(optimizer)
     schedule = Schedule(scheduler, each="epoch", monitor="val/loss")
     trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, device="cpu")
     history = trainer.fit(data, data[:1], epochs=4).history
@@ -261,7 +257,7 @@ def test_a_plateau_schedule_of_epochs_follows_each_validation_once() -> None:
 
 def test_a_plateau_schedule_rests_in_epochs_without_a_validation() -> None:
     model, optimizer, data = problem(3)
-    scheduler = plateau(optimizer)
+    scheduler = Counting(optimizer)
     schedule = Schedule(scheduler, each="epoch", monitor="val/loss")
     trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, device="cpu")
     history = trainer.fit(data, data[:1], epochs=7, validate=Every(epochs=3)).history
@@ -270,7 +266,7 @@ def test_a_plateau_schedule_rests_in_epochs_without_a_validation() -> None:
 
 def test_a_plateau_schedule_of_steps_follows_each_validation_once() -> None:
     model, optimizer, data = problem(7)
-    scheduler = plateau(optimizer)
+    scheduler = Counting(optimizer)
     values: list[float] = []
 
     class Values(Callback):
@@ -286,7 +282,7 @@ def test_a_plateau_schedule_of_steps_follows_each_validation_once() -> None:
 
 def test_a_plateau_schedule_of_epochs_follows_the_newest_of_several_validations() -> None:
     model, optimizer, data = problem(7)
-    scheduler = plateau(optimizer)
+    scheduler = Counting(optimizer)
     schedule = Schedule(scheduler, each="epoch", monitor="val/loss")
     trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, device="cpu")
     history = trainer.fit(data, data[:1], epochs=3, validate=Every(steps=3)).history
@@ -296,7 +292,7 @@ def test_a_plateau_schedule_of_epochs_follows_the_newest_of_several_validations(
 
 def test_a_plateau_schedule_follows_the_epochs_mean_of_the_training_loss() -> None:
     model, optimizer, data = problem(5)
-    scheduler = plateau(optimizer)
+    scheduler = Counting(optimizer)
     schedule = Schedule(scheduler, each="epoch", monitor="train/loss")
     trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, device="cpu")
     history = trainer.fit(data, epochs=3).history
@@ -305,7 +301,7 @@ def test_a_plateau_schedule_follows_the_epochs_mean_of_the_training_loss() -> No
 
 def test_a_plateau_schedule_follows_what_a_callback_logs_and_only_when_it_does() -> None:
     model, optimizer, data = problem(2)
-    scheduler = plateau(optimizer)
+    scheduler = Counting(optimizer)
     schedule = Schedule(scheduler, each="epoch", monitor="followed")
     callbacks = [Follows([5.0, 4.0, 4.5])]
     trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, callbacks=callbacks, device="cpu")
@@ -315,7 +311,7 @@ def test_a_plateau_schedule_follows_what_a_callback_logs_and_only_when_it_does()
 
 def test_a_plateau_schedule_of_steps_sees_a_value_logged_in_on_step_end_at_once() -> None:
     model, optimizer, data = problem(6)
-    scheduler = plateau(optimizer)
+    scheduler = Counting(optimizer)
     rates = Rates()
     schedule = Schedule(scheduler, each="step", monitor="followed")
     callbacks = [Follows([3.0, 2.0, 2.0, 2.0, 1.0, 1.0], at="step_end"), rates]
@@ -327,7 +323,7 @@ def test_a_plateau_schedule_of_steps_sees_a_value_logged_in_on_step_end_at_once(
 
 def test_a_plateau_schedule_rests_across_fits_until_the_next_value() -> None:
     model, optimizer, data = problem(2)
-    scheduler = plateau(optimizer)
+    scheduler = Counting(optimizer)
     schedule = Schedule(scheduler, each="epoch", monitor="val/loss")
     trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, device="cpu")
     first = trainer.fit(data, data[:1], epochs=2, validate=Every(epochs=2)).history[-1]["val/loss"]
@@ -339,7 +335,7 @@ def test_a_plateau_schedule_rests_across_fits_until_the_next_value() -> None:
 
 def test_a_name_that_a_plateau_schedule_follows_in_vain_is_an_error_naming_those_there_are() -> None:
     model, optimizer, data = problem(2)
-    schedule = Schedule(plateau(optimizer), each="epoch", monitor="val/los")
+    schedule = Schedule(Counting(optimizer), each="epoch", monitor="val/los")
     trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, device="cpu")
     with pytest.raises(UnknownMetricError, match=r"train/loss, val/loss[\s\S]*did you mean 'val/loss'"):
         trainer.fit(data, data, epochs=1)
@@ -347,7 +343,7 @@ def test_a_name_that_a_plateau_schedule_follows_in_vain_is_an_error_naming_those
 
 def test_following_a_validation_that_there_is_not_is_an_error_before_the_first_step() -> None:
     model, optimizer, data = problem(2)
-    schedule = Schedule(plateau(optimizer), each="epoch", monitor="val/loss")
+    schedule = Schedule(Counting(optimizer), each="epoch", monitor="val/loss")
     trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, device="cpu")
     with pytest.raises(ConfigError, match="no validation data"):
         trainer.fit(data, epochs=1)
@@ -378,7 +374,7 @@ def test_a_bare_scheduler_is_refused_and_never_guessed_about() -> None:
 def test_a_plateau_scheduler_needs_a_metric_and_others_take_none() -> None:
     _, optimizer, _ = problem()
     with pytest.raises(ConfigError, match="no metric to follow"):
-        Schedule(plateau(optimizer), each="epoch")
+        Schedule(Counting(optimizer), each="epoch")
     with pytest.raises(ConfigError, match="takes no metric"):
         Schedule(halving(optimizer), each="epoch", monitor="val/loss")
 

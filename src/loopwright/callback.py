@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch", default=Any)
 
-logger = logging.getLogger("loopwright")
+logger: logging.Logger = logging.getLogger("loopwright")
 
 
 class Callback(Generic[Batch]):
@@ -30,7 +30,7 @@ class Callback(Generic[Batch]):
     A callback reads ``state``; the one thing it may order is ``state.stop(reason)``. Whether the weights come
     out right never depends on one.
 
-    Example:
+    Examples:
         >>> class PrintLoss(Callback):
         ...     def on_epoch_end(self, state: State) -> None:
         ...         print(f"epoch {state.progress.epoch}: loss {state.metrics['train/loss']:.4f}")
@@ -93,7 +93,9 @@ class Callback(Generic[Batch]):
         for name, value in vars(cls).items():
             if name.startswith("on_") and callable(value) and name not in HOOKS:
                 raise TypeError(
-                    f"{cls.__name__}.{name} is not a hook and would never be called; {nearest(name, HOOKS)}\n"
+                    f"{cls.__name__}.{name} is not a hook and would never be called; "
+                    # Other libraries say begin, and an end would be nearer in letters.
+                    f"{nearest(name.replace('_begin', '_start'), HOOKS)}\n"
                     f"  the hooks are: {', '.join(HOOKS)}\n"
                     "  fix: correct the name, or take 'on_' off the name of a method of your own"
                 )
@@ -108,6 +110,11 @@ HOOKS: tuple[str, ...] = tuple(
 
 def _check_signature(cls: type[Callback[Any]], name: str, method: Callable[..., Any]) -> None:
     declared = list(inspect.signature(getattr(Callback, name)).parameters)
+    if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+        raise TypeError(
+            f"{cls.__name__}.{name} is a coroutine or a generator, and calling it would run nothing of it\n"
+            f"  fix: def {name}({', '.join(declared)}) -> None, without async and yield"
+        )
     try:
         inspect.signature(method).bind(*declared)
     except TypeError as error:
@@ -176,8 +183,8 @@ class Hooks(Callback[Any]):
             try:
                 callback.teardown(self._state)
             except BaseException as another:
-                _report(another, callback, "teardown", error or first)
-                first = first or another
+                _report(another, callback, "teardown", first if error is None else error)
+                first = another if first is None else first
         return first
 
 
@@ -186,7 +193,8 @@ def _report(another: BaseException, callback: Callback[Any], hook: str, error: B
     another.add_note(f"raised by {_name(callback)} in its hook {hook}")
     if error is not None:
         error.add_note(f"{_name(callback)}.{hook} then raised {another!r} as well; the log has its traceback")
-        logger.error("%s.%s raised while another error was on its way", _name(callback), hook, exc_info=another)
+        trace = type(another), another, another.__traceback__  # not another itself, which may be false
+        logger.error("%s.%s raised while another error was on its way", _name(callback), hook, exc_info=trace)
 
 
 def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> Callable[..., None]:

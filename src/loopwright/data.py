@@ -112,8 +112,10 @@ class EpochData:
             return iter(loader)
         now = RandomState.capture(own)
         self._at_start.restore(own)
-        batches: Iterator[Any] = iter(loader)
-        for _ in islice(batches, done):
-            continue
-        now.restore(own)
+        try:
+            batches: Iterator[Any] = iter(loader)
+            for _ in islice(batches, done):
+                continue
+        finally:
+            now.restore(own)
         return batches

@@ -75,8 +75,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 def map_leaves(function: Callable[[Any], Any], value: Any, device: torch.device | None = None) -> Any:
     """The container with ``function`` applied to its items; the same object where none has changed.
 
-    With a device, whatever has a ``to`` of its own is copied shallowly and asked to move itself: the
-    ``to`` of some batch classes changes the object in place.
+    With a device, whatever has a ``to`` of its own is copied and asked to move itself: the ``to`` of some batch
+    classes changes the object in place, and that of a few returns nothing.
     """
     if type(value) is tuple or type(value) is list:
         items = [function(item) for item in value]
@@ -84,17 +84,23 @@ def map_leaves(function: Callable[[Any], Any], value: Any, device: torch.device 
     if value is None or isinstance(value, (str, bytes, int, float, type)):
         return value
     if device is not None and callable(getattr(value, "to", None)):
-        return copy.copy(value).to(device)
+        twin = _unshared(value)
+        moved = twin.to(device)
+        return twin if moved is None else moved
     if isinstance(value, Mapping):
         changed = {key: function(item) for key, item in value.items()}
-        return value if _same(changed.values(), value.values()) else _mapping_like(value, changed)
+        return value if _same(changed.values(), value.values()) else _mapping_like(function, value, changed)
     if isinstance(value, (tuple, list)):
         items = [function(item) for item in value]
         if _same(items, value):
             return value
+        if isinstance(value, list):
+            twin = copy.copy(value)
+            twin[:] = items
+            return twin
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
     if dataclasses.is_dataclass(value):
-        return _dataclass_like(function, value)
+        return _object_like(function, value, [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)])
     return value
 
 
@@ -102,26 +108,41 @@ def _same(new: Any, old: Any) -> bool:
     return all(a is b for a, b in zip(new, old, strict=True))
 
 
-def _mapping_like(value: Mapping[Any, Any], changed: dict[Any, Any]) -> Any:
+def _mapping_like(function: Callable[[Any], Any], value: Mapping[Any, Any], changed: dict[Any, Any]) -> Any:
     if type(value) is dict:
         return changed
     if isinstance(value, MutableMapping):
-        twin = copy.copy(value)  # keeps what the class adds: an order, a default factory
+        twin = _unshared(value)  # keeps what the class adds: an order, a default factory
         twin.update(changed)
         return twin
     try:
         return type(value)(changed)  # type: ignore[call-arg]  # read-only mappings are built from a dict by habit
     except TypeError:
-        return changed
+        twin = _object_like(function, value, [])
+        return changed if twin is value else twin
 
 
-def _dataclass_like(function: Callable[[Any], Any], value: Any) -> Any:
-    fields = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
-    old = [getattr(value, name) for name in fields]
+def _object_like(function: Callable[[Any], Any], value: Any, fields: list[str]) -> Any:
+    """The object with ``function`` applied to these fields and whatever else it keeps, such as a cached property."""
+    names = [*fields, *(name for name in getattr(value, "__dict__", ()) if name not in fields)]
+    old = [getattr(value, name) for name in names]
     new = [function(item) for item in old]
     if _same(new, old):
         return value
     twin = copy.copy(value)
-    for name, item in zip(fields, new, strict=True):
+    for name, item in zip(names, new, strict=True):
         object.__setattr__(twin, name, item)  # past frozen, and without running __post_init__ again
+    return twin
+
+
+def _unshared(value: Any) -> Any:
+    """A copy that shares with the original what it holds, but no dict or list that holds it, however deep."""
+    twin = copy.copy(value)
+    # A class with a __copy__ of its own knows what may be shared.
+    attributes = {} if hasattr(type(value), "__copy__") else getattr(twin, "__dict__", {})
+    for place in (twin, attributes):
+        items = place.items() if isinstance(place, dict) else enumerate(place) if isinstance(place, list) else ()
+        for key, item in list(items):
+            if isinstance(item, (dict, list)):
+                place[key] = _unshared(item)
     return twin

@@ -25,7 +25,9 @@ class LoopwrightError(Exception):
     id: ClassVar[str] = "loopwright"
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
-        self.what, self.why, self.fix = what, why, fix
+        self.what: str = what
+        self.why: str = why
+        self.fix: str = fix
         lines = [f"[{self.id}] {what}", why and f"  why: {why}", fix and f"  fix: {fix}"]
         super().__init__("\n".join(line for line in lines if line))
 

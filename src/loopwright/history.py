@@ -15,11 +15,17 @@ class History:
     def __init__(self) -> None:
         self._rows: list[dict[str, float]] = []
         self._mark = 0  # the mark of the newest value that a finished epoch's row holds
+        self._finished = 0  # epochs
 
     def finish_epoch(self, state: State) -> None:
         """Add the row of the epoch that has ended."""
         self._add(state, {})
-        self._mark = state.metrics.mark
+        self._mark, self._finished = state.metrics.mark, state.progress.epoch
+
+    def catch_up(self, state: State) -> None:
+        """Add the row of an epoch that was counted, but in whose end a hook failed."""
+        if state.progress.epoch > self._finished:
+            self.finish_epoch(state)
 
     def leave_epoch(self, state: State, means: Mapping[str, float]) -> None:
         """Add the row of an epoch that a later fit may go on with; ``means`` are those of its batches so far."""

@@ -28,7 +28,7 @@ class Logger(Callback[Any], ABC):
     Args:
         every: How often to write.
 
-    Example:
+    Examples:
         >>> class PrintLogger(Logger):
         ...     def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         ...         print(epoch, step, dict(values))

@@ -36,7 +36,7 @@ class Monitor:
             )
         if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or not 0 <= min_delta < math.inf:
             raise ConfigError(f"min_delta is {min_delta!r}, and must be a number of at least 0")
-        self.name = check_name(name)
+        self.name: str = check_name(name)
         self.mode = mode
         self.min_delta = min_delta
         self.best: float | None = None

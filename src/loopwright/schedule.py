@@ -34,7 +34,7 @@ class Every:
     Raises:
         ConfigError: Unless exactly one of the two is given, as a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> Every(steps=100)
         Every(steps=100, epochs=None)
     """
@@ -74,7 +74,7 @@ class Schedule:
     Raises:
         ConfigError: ``each`` is neither, a plateau scheduler has no ``monitor``, or another one has.
 
-    Example:
+    Examples:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> schedule = Schedule(torch.optim.lr_scheduler.StepLR(optimizer, step_size=30), each="epoch")
     """

@@ -89,8 +89,8 @@ class Metrics(Mapping[str, float]):
     def __init__(self) -> None:
         self._values: dict[str, float | Tensor] = {}
         self._marks: dict[str, int] = {}
-        self.mark = 0  # grows with every value logged: "fresh" is whatever has a later mark
-        self.reads = 0  # how often a value was fetched from a tensor
+        self.mark: int = 0  # grows with every value logged: "fresh" is whatever has a later mark
+        self.reads: int = 0  # how often a value was fetched from a tensor
 
     def __getitem__(self, name: str) -> float:
         try:
@@ -191,9 +191,9 @@ class State(Generic[Model_co]):
         self.optimizer = optimizer
         self.device = device
         self.stage: Stage = "train"
-        self.progress = Progress()
-        self.plan = Plan()
-        self.metrics = Metrics()
+        self.progress: Progress = Progress()
+        self.plan: Plan = Plan()
+        self.metrics: Metrics = Metrics()
         self.stop_reason: str | None = None
 
     def log(self, name: str, value: float | Tensor) -> None:

@@ -6,9 +6,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import TypeVar
 
 from loopwright.device import map_tensors
@@ -149,6 +151,8 @@ def _sizes(value: Any, path: str) -> Iterator[tuple[str, int]]:
     if isinstance(value, Tensor):
         if value.ndim:
             yield path, len(value)
+    elif isinstance(value, PackedSequence):
+        yield path, int(value.batch_sizes[0])  # how many sequences reach the first time step; always on the CPU
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _sizes(item, f"{path}[{key!r}]")
@@ -232,6 +236,8 @@ def weigh(output: Output, batch: Any, *, read: bool) -> tuple[float | Tensor, in
         if not read and samples is not None:
             return weight.detach().reshape(()), samples
         weight = weight.item()
+    if not isinstance(weight, (int, float)) and isinstance(weight, Real):
+        weight = float(weight)  # numpy's numbers
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise _bad_weight(weight)
     return weight, int(weight) if samples is None else samples

@@ -59,7 +59,7 @@ def two_step_fit(*callbacks: Callback[Any], epochs: int = 1, **settings: Any) ->
     Returns:
         The trainer and the result of its fit.
 
-    Example:
+    Examples:
         >>> recorder = HookRecorder()
         >>> trainer, result = two_step_fit(recorder)
         >>> result.progress.step
@@ -90,7 +90,7 @@ class HookRecorder(Callback[Any]):
     Attributes:
         calls: What fired, in order.
 
-    Example:
+    Examples:
         >>> recorder = HookRecorder()
         >>> trainer, result = two_step_fit(recorder)
         >>> recorder.hooks.count("on_step_end")
@@ -168,7 +168,7 @@ def check_callback(make: Callable[[], Callback[Any]]) -> None:
     Raises:
         AssertionError: It breaks the contract; the message says where.
 
-    Example:
+    Examples:
         >>> check_callback(HookRecorder)
     """
     threads = set(threading.enumerate())

@@ -51,7 +51,7 @@ from loopwright.window import Window
 Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
 Batch = TypeVar("Batch", default=Any)
 
-logger = logging.getLogger("loopwright")
+logger: logging.Logger = logging.getLogger("loopwright")
 
 
 class Trainer(Generic[Model, Batch]):
@@ -82,7 +82,7 @@ class Trainer(Generic[Model, Batch]):
     Raises:
         ConfigError: Settings that cannot work, alone or together.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.01), nn.MSELoss())
         >>> result = trainer.fit(train_loader, epochs=2)
         >>> result.stop_reason
@@ -173,7 +173,7 @@ class Trainer(Generic[Model, Batch]):
     ) -> Result:
         """Train until a target is reached or a callback stops the run.
 
-        In short::
+        In short:
 
             for each epoch:
                 for batch in train:
@@ -201,6 +201,7 @@ class Trainer(Generic[Model, Batch]):
         """
         state = self.state
         plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
+        self._history.catch_up(state)
         if (reason := plan.reached(state.progress)) is not None:
             logger.info("nothing to train: the run has all its %s already (%s)", reason, state.progress)
             return self._result(reason)

@@ -29,7 +29,7 @@ class Window:
         self.size = size
         self.finite = True
         self._entries: list[tuple[Values, float | Tensor]] = []
-        self._even = True  # as far as the weights are numbers
+        self._even = True  # whether all weights are one and the same number
         self._first: float | Tensor = 0.0
         self._total: float | Tensor = 0.0
 
@@ -49,7 +49,7 @@ class Window:
             self._first = torch.where(first == 0, weight, first)
         else:
             self._first = self._first or weight
-            self._even = self._even and weight == self._first
+            self._even = self._even and 0 != weight == self._first
         self._total = self._total + weight
 
     def divisor(self, weight: float | Tensor, dtype: torch.dtype) -> float | Tensor:

@@ -1,7 +1,10 @@
 """The callbacks that come with loopwright."""
 
+from loopwright.callbacks.csv_logger import CSVLogger
 from loopwright.callbacks.early_stopping import EarlyStopping
 from loopwright.callbacks.learning_rate_monitor import LearningRateMonitor
+from loopwright.callbacks.progress_bar import ProgressBar
+from loopwright.callbacks.tensorboard_logger import TensorBoardLogger
 from loopwright.logger import Logger
 
-__all__ = ["EarlyStopping", "LearningRateMonitor", "Logger"]
+__all__ = ["CSVLogger", "EarlyStopping", "LearningRateMonitor", "Logger", "ProgressBar", "TensorBoardLogger"]

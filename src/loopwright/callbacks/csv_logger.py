@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BUFFERED = 1.0  # seconds that rows may wait in memory: with a row a step, handing on each would cost more than it
 
-logger = logging.getLogger("loopwright")
+logger: logging.Logger = logging.getLogger("loopwright")
 
 
 class CSVLogger(Logger):
@@ -45,7 +45,7 @@ class CSVLogger(Logger):
             that it has not written.
         OSError: In fit: the file cannot be made or written.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, optimizer, loss, callbacks=[CSVLogger("runs/line/metrics.csv")])
         >>> result = trainer.fit(train_loader, epochs=2)
         >>> print(Path("runs/line/metrics.csv").read_text().splitlines()[0])
@@ -54,7 +54,7 @@ class CSVLogger(Logger):
 
     def __init__(self, path: str | os.PathLike[str], *, every: Every = Every(epochs=1)) -> None:  # noqa: B008
         super().__init__(every=every)
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._file: BinaryIO | None = None
         self._flushed = 0.0  # the time at which the file was last flushed
         self._forget()

@@ -34,7 +34,7 @@ class EarlyStopping(Callback[Any]):
         ConfigError: An argument is not of these.
         UnknownMetricError: In fit, when nothing has logged the metric by its first check.
 
-    Example:
+    Examples:
         >>> EarlyStopping("val/loss", mode="min", patience=5, restore_best=True).patience
         5
     """
@@ -56,7 +56,7 @@ class EarlyStopping(Callback[Any]):
 
     def _forget(self) -> None:
         self._monitor.reset()
-        self.waited = 0
+        self.waited: int = 0
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Any] | None = None
 

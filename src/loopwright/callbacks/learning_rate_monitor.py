@@ -15,7 +15,7 @@ class LearningRateMonitor(Callback[Any]):
 
     A parameter group that has a ``"name"`` is logged under it, ``lr/<name>``.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, optimizer, loss, callbacks=[LearningRateMonitor()])
         >>> trainer.fit(train_loader, epochs=1).history[-1]["lr"]
         0.01

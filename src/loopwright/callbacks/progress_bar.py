@@ -27,7 +27,7 @@ else:
 _PAUSE = 0.1  # seconds between two drawings of the bar
 _MOST = 8  # values that are shown at once
 
-logger = logging.getLogger("loopwright")
+logger: logging.Logger = logging.getLogger("loopwright")
 
 
 class _Bar(Tqdm):
@@ -51,7 +51,7 @@ class ProgressBar(Callback[Any]):
     Args:
         file: Where to write; by default what ``sys.stderr`` is when fit is called.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, optimizer, loss, callbacks=[ProgressBar()])
         >>> result = trainer.fit(train_loader, epochs=2)
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _EVENTS = "events.out.tfevents.*"  # the names that TensorBoard looks for
 _HPARAMS = ".hparams"  # how the names of the files with hyperparameters end
 
-logger = logging.getLogger("loopwright")
+logger: logging.Logger = logging.getLogger("loopwright")
 
 
 class TensorBoardLogger(Logger):
@@ -47,14 +47,14 @@ class TensorBoardLogger(Logger):
         ConfigError: In fit, before the first step: the path is a file.
         OSError: In fit: the folder or a file in it cannot be made or written.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, optimizer, loss, callbacks=[TensorBoardLogger("runs/line")])
         >>> result = trainer.fit(train_loader, epochs=2)
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, every: Every = Every(epochs=1)) -> None:  # noqa: B008
         super().__init__(every=every)
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
         self._writer: SummaryWriter | None = None
         self._settings: dict[str, Any] = {}
         self._forget()

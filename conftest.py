@@ -1,0 +1,154 @@
+"""Runs what the documentation shows: the Python blocks of README.md and docs/, and the examples in the docstrings.
+
+A page is one test. Its blocks marked ``python`` run from top to bottom in one module and one empty working folder, and
+a block marked ``text`` that comes directly after one is what that one prints, all of it; a line ``...`` there stands
+for any number of lines. A block without such output has to print nothing. A block that includes a file runs as that
+file if its output is shown; else ``tests/test_examples.py`` is what runs it.
+
+A docstring is one test too: its lines after ``>>>`` run where the public names of loopwright, ``torch``, ``nn`` and a
+model, an optimizer, a loss and two loaders exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import doctest
+import fnmatch
+import io
+import re
+import runpy
+import sys
+import tempfile
+import textwrap
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sybil import Document, Example, Region, Sybil
+
+ROOT = Path(__file__).parent
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w+)[^\n`]*\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
+_INCLUDE = re.compile(r'^--8<-- "(?P<path>[^":]+)(?P<lines>[:,\d]*)"$')
+
+
+@dataclass(frozen=True)
+class Block:
+    """A Python block of a page: its code, where that begins, and what it is to print."""
+
+    code: str
+    line: int
+    printed: str
+
+    def run(self, page: str, module: types.ModuleType) -> None:
+        """Run it in ``module``, or the file that it includes by itself."""
+        if (include := _INCLUDE.match(self.code.strip())) is None:
+            exec(compile("\n" * (self.line - 1) + self.code, page, "exec"), vars(module))
+        elif self.printed:
+            assert not include["lines"], f"{page}, line {self.line}: output is shown for a part of {include['path']}"
+            runpy.run_path(str(ROOT / include["path"]), run_name="__main__")
+
+
+def _parse_page(document: Document) -> Iterable[Region]:
+    fences = list(_FENCE.finditer(document.text))
+    blocks = []
+    for index, fence in enumerate(fences):
+        if fence["language"] != "python":
+            continue
+        after = fences[index + 1] if index + 1 < len(fences) else None
+        follows = after is not None and not document.text[fence.end() : after.start()].strip()
+        output = after["body"] if after is not None and follows and after["language"] == "text" else ""
+        line = document.text.count("\n", 0, fence.start()) + 2
+        blocks.append(Block(textwrap.dedent(fence["body"]), line, textwrap.dedent(output)))
+    if blocks:
+        yield Region(fences[0].start(), fences[-1].end(), blocks, _run_page)
+
+
+def _run_page(example: Example) -> str | None:
+    module = types.ModuleType("page")  # a module, so that what it defines can be pickled
+    with _empty_folder(), _imported(module):
+        for block in example.parsed:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                block.run(example.path, module)
+            if not fnmatch.fnmatchcase(printed.getvalue(), _pattern(block.printed)):
+                return f"the block at line {block.line} printed something else:\n" + "\n".join(
+                    difflib.unified_diff(
+                        block.printed.splitlines(), printed.getvalue().splitlines(), "the page", "the run", lineterm=""
+                    )
+                )
+    return None
+
+
+def _pattern(printed: str) -> str:
+    return re.sub(r"^\.\.\.\n", "*", re.sub(r"([*?[])", r"[\1]", printed), flags=re.MULTILINE)
+
+
+@contextlib.contextmanager
+def _empty_folder() -> Iterator[None]:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        yield
+
+
+@contextlib.contextmanager
+def _imported(module: types.ModuleType) -> Iterator[None]:
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
+
+
+def _parse_docstring(document: Document) -> Iterable[Region]:
+    if examples := doctest.DocTestParser().get_examples(document.text):
+        yield Region(0, len(document.text), examples, _run_docstring)
+
+
+def _run_docstring(example: Example) -> str | None:
+    report: list[str] = []
+    write: Callable[[str], object] = report.append
+    test = doctest.DocTest(
+        example.parsed, _names(), Path(example.path).stem, example.path, example.line - 1, example.region.lexemes.get("")
+    )
+    with _empty_folder():
+        results = doctest.DocTestRunner(verbose=False).run(test, out=write)
+    return "".join(report) if results.failed else None
+
+
+def _names() -> dict[str, Any]:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    import loopwright.callbacks
+    import loopwright.testing
+
+    public = {
+        name: getattr(module, name)
+        for module in (loopwright, loopwright.callbacks, loopwright.testing)
+        for name in module.__all__
+    }
+    model = nn.Linear(3, 1)
+    data = TensorDataset(torch.randn(20, 3), torch.randn(20, 1))
+    return public | {
+        "Mapping": Mapping,
+        "Path": Path,
+        "loss": nn.MSELoss(),
+        "model": model,
+        "nn": nn,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
+        "torch": torch,
+        "train_loader": DataLoader(data, batch_size=5, shuffle=True),
+        "val_loader": DataLoader(data, batch_size=5),
+    }
+
+
+_pages = Sybil([_parse_page], patterns=["README.md", "docs/*.md", "docs/*/*.md"])
+_docstrings = Sybil([_parse_docstring], patterns=["src/loopwright/*.py", "src/loopwright/callbacks/*.py"])
+pytest_collect_file = (_pages + _docstrings).pytest()

@@ -1,0 +1,482 @@
+"""CSVLogger: stable columns, nothing lost, each step once, the same bytes whatever interrupts the run."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from loopwright import Callback, ConfigError, Every, NonFiniteError, Output, State, Trainer
+from loopwright.callbacks import CSVLogger, LearningRateMonitor
+from loopwright.testing import tiny_data, tiny_state, two_step_fit
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def numbers_of(path: Path) -> list[dict[str, float]]:
+    return [{name: float(cell) for name, cell in row.items() if cell} for row in rows_of(path)]
+
+
+def trainer_with(*callbacks: Callback[Any], **settings: Any) -> Trainer:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    return Trainer(model, optimizer, nn.MSELoss(), callbacks=callbacks, device="cpu", seed=0, **settings)
+
+
+class LogsAtEpochEnd(Callback[Any]):
+    """Logs the epoch's number under a name, from some epoch on."""
+
+    def __init__(self, name: str, first: int = 1) -> None:
+        self.name, self.first = name, first
+
+    def on_epoch_end(self, state: State) -> None:
+        if state.progress.epoch >= self.first:
+            state.log(self.name, state.progress.epoch)
+
+
+def test_each_epoch_is_a_row_that_reads_back_to_the_history(tmp_path: Path) -> None:
+    _, result = two_step_fit(CSVLogger(tmp_path / "metrics.csv"), epochs=3)
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == "epoch,step,train/loss,val/loss"
+    assert numbers_of(tmp_path / "metrics.csv") == result.history
+
+
+def test_it_makes_the_folders_above_the_file(tmp_path: Path) -> None:
+    two_step_fit(CSVLogger(tmp_path / "runs" / "line" / "metrics.csv"))
+    assert len(rows_of(tmp_path / "runs" / "line" / "metrics.csv")) == 1
+
+
+def test_constructing_one_makes_nothing(tmp_path: Path) -> None:
+    CSVLogger(tmp_path / "runs" / "metrics.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_step_has_one_row_and_the_last_of_an_epoch_holds_the_validation(tmp_path: Path) -> None:
+    two_step_fit(CSVLogger(tmp_path / "metrics.csv", every=Every(steps=1)), epochs=3)
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [(row["epoch"], row["step"], row["val/loss"] != "") for row in rows] == [
+        ("1", "1", False),
+        ("1", "2", True),
+        ("2", "3", False),
+        ("2", "4", True),
+        ("3", "5", False),
+        ("3", "6", True),
+    ]
+
+
+def test_a_validation_in_mid_epoch_joins_the_row_of_its_step(tmp_path: Path) -> None:
+    trainer = trainer_with(CSVLogger(tmp_path / "metrics.csv", every=Every(steps=2)))
+    trainer.fit(tiny_data(20), tiny_data(), epochs=1, validate=Every(steps=2))
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [(row["step"], row["val/loss"] != "") for row in rows] == [("2", True), ("4", True), ("5", False)]
+
+
+def test_a_run_shorter_than_the_cadence_still_has_a_row_an_epoch(tmp_path: Path) -> None:
+    two_step_fit(CSVLogger(tmp_path / "metrics.csv", every=Every(steps=1000)), epochs=2)
+    assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["2", "4"]
+
+
+def test_the_last_step_has_a_row_where_no_epoch_is_due(tmp_path: Path) -> None:
+    two_step_fit(CSVLogger(tmp_path / "metrics.csv", every=Every(epochs=2)), epochs=3)
+    assert [row["epoch"] for row in rows_of(tmp_path / "metrics.csv")] == ["2", "3"]
+
+
+def test_a_partial_last_epoch_has_a_row_with_its_number(tmp_path: Path) -> None:
+    trainer_with(CSVLogger(tmp_path / "metrics.csv")).fit(tiny_data(), steps=3)
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "2"), ("2", "3")]
+
+
+def test_a_step_that_several_batches_follow_has_one_row_with_the_values_it_had(tmp_path: Path) -> None:
+    class LogsEachBatch(Callback[Any]):
+        def on_batch_end(self, state: State, output: Output) -> None:
+            state.log("batch", state.progress.batch)
+
+    logger = CSVLogger(tmp_path / "metrics.csv", every=Every(steps=1))
+    trainer_with(LogsEachBatch(), logger, accumulate=3).fit(tiny_data(28), epochs=1)  # 7 batches
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [(row["step"], row["batch"]) for row in rows] == [("1", "3.0"), ("2", "6.0"), ("3", "7.0")]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_what_is_logged_at_an_epochs_end_is_in_its_row_wherever_the_callback_stands(
+    tmp_path: Path, before: bool
+) -> None:
+    callbacks = [CSVLogger(tmp_path / "metrics.csv"), LogsAtEpochEnd("own")]
+    two_step_fit(*(reversed(callbacks) if before else callbacks), epochs=3)
+    assert [(row["epoch"], row["own"]) for row in rows_of(tmp_path / "metrics.csv")] == [
+        ("1", "1.0"),
+        ("2", "2.0"),
+        ("3", "3.0"),
+    ]
+
+
+def test_what_is_evaluated_outside_of_fit_is_not_in_the_file(tmp_path: Path) -> None:
+    trainer, _ = two_step_fit(CSVLogger(tmp_path / "metrics.csv"))
+    trainer.evaluate(tiny_data())
+    trainer.fit(tiny_data(), tiny_data(), epochs=2)
+    assert list(rows_of(tmp_path / "metrics.csv")[0]) == ["epoch", "step", "train/loss", "val/loss"]
+
+
+def test_a_late_metric_gets_its_column_and_nothing_is_lost(tmp_path: Path) -> None:
+    _, result = two_step_fit(
+        LogsAtEpochEnd("b", first=4), LogsAtEpochEnd("a", first=3), CSVLogger(tmp_path / "metrics.csv"), epochs=5
+    )
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert list(rows[0]) == ["epoch", "step", "train/loss", "val/loss", "a", "b"]
+    assert [(row["a"], row["b"]) for row in rows] == [("", ""), ("", ""), ("3.0", ""), ("4.0", "4.0"), ("5.0", "5.0")]
+    assert numbers_of(tmp_path / "metrics.csv") == result.history
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_late_metric_in_the_row_of_a_step_that_has_one_already_joins_it(tmp_path: Path) -> None:
+    two_step_fit(CSVLogger(tmp_path / "metrics.csv"), LogsAtEpochEnd("own", first=3), epochs=3)
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [(row["epoch"], row["own"]) for row in rows] == [("1", ""), ("2", ""), ("3", "3.0")]
+
+
+def test_a_late_metric_that_cannot_be_written_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        two_step_fit(LogsAtEpochEnd("late", first=3), CSVLogger(tmp_path / "metrics.csv"), epochs=5)
+    assert [row["epoch"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_behind_a_link_it_is_the_file_that_is_rewritten(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "metrics.csv").symlink_to(tmp_path / "data" / "real.csv")
+    two_step_fit(LogsAtEpochEnd("late", first=2), CSVLogger(tmp_path / "metrics.csv"), epochs=2)
+    assert (tmp_path / "metrics.csv").is_symlink()
+    assert [row["late"] for row in rows_of(tmp_path / "data" / "real.csv")] == ["", "2.0"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.1 + 0.2, 5e-324, -1.7976931348623157e308, 3])
+def test_a_number_reads_back_to_the_same_float(tmp_path: Path, value: float) -> None:
+    state, logger = tiny_state(), CSVLogger(tmp_path / "metrics.csv")
+    logger.on_fit_start(state)
+    state.log("value", value)
+    logger.on_fit_end(state)
+    logger.teardown(state)
+    (cell,) = (row["value"] for row in rows_of(tmp_path / "metrics.csv"))
+    assert cell == repr(float(value))
+
+
+@pytest.mark.parametrize("name", ["a, b", 'the "best"', "größe/µ", "1+1", "a=b", "it's"])
+def test_a_name_is_its_column_and_reads_back(tmp_path: Path, name: str) -> None:
+    two_step_fit(LogsAtEpochEnd(name), CSVLogger(tmp_path / "metrics.csv"))
+    assert rows_of(tmp_path / "metrics.csv")[0][name] == "1.0"
+
+
+def test_no_cell_starts_a_formula(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a metric"):
+        two_step_fit(LogsAtEpochEnd("=HYPERLINK(1)"), CSVLogger(tmp_path / "metrics.csv"))
+    two_step_fit(LogsAtEpochEnd("x"), CSVLogger(tmp_path / "other.csv"), epochs=2)
+    with (tmp_path / "other.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert cells
+    assert not [cell for cell in cells if cell[:1] in "=+@\t\r" and cell]
+
+
+def test_a_fresh_run_sets_an_existing_file_aside_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("mine\n")
+    with caplog.at_level(logging.INFO, "loopwright"):
+        two_step_fit(CSVLogger(path))
+    second = path.read_bytes()
+    two_step_fit(CSVLogger(path), epochs=2)
+    assert (tmp_path / "metrics-1.csv").read_text() == "mine\n"
+    assert (tmp_path / "metrics-2.csv").read_bytes() == second
+    assert len(rows_of(path)) == 2
+    said = [record for record in caplog.records if "metrics-1.csv" in record.getMessage()]
+    assert [(record.name, record.levelname) for record in said] == [("loopwright", "INFO")]
+
+
+def test_a_file_without_rows_is_not_set_aside(tmp_path: Path) -> None:
+    class Fails(Callback[Any]):
+        def on_epoch_start(self, state: State) -> None:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        two_step_fit(CSVLogger(tmp_path / "metrics.csv"), Fails())
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,step\n"
+    two_step_fit(CSVLogger(tmp_path / "metrics.csv"))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("every", [Every(epochs=1), Every(epochs=2), Every(steps=1), Every(steps=3)])
+@pytest.mark.parametrize("parts", [[1, 2, 5], [3, 5]])
+def test_a_run_in_several_fits_writes_the_bytes_of_one(tmp_path: Path, every: Every, parts: list[int]) -> None:
+    def write(path: Path, targets: list[int]) -> bytes:
+        trainer = trainer_with(CSVLogger(path, every=every), LogsAtEpochEnd("late", first=4))
+        for epochs in targets:
+            trainer.fit(tiny_data(12, shuffle=True), tiny_data(), epochs=epochs)
+        return path.read_bytes()
+
+    unbroken, broken = write(tmp_path / "one.csv", [5]), write(tmp_path / "several.csv", parts)
+    if every == Every(epochs=2):  # which has a row at the end of each fit as well
+        ends = {str(epochs).encode() for epochs in parts if epochs % 2 and epochs != 5}
+        broken = b"".join(line for line in broken.splitlines(True) if line.split(b",")[0] not in ends)
+        assert [line.split(b",")[:2] for line in broken.splitlines()] == [
+            line.split(b",")[:2] for line in unbroken.splitlines()
+        ]
+    else:
+        assert broken == unbroken
+
+
+def test_a_fit_after_a_partial_epoch_goes_on_in_the_file(tmp_path: Path) -> None:
+    trainer = trainer_with(CSVLogger(tmp_path / "metrics.csv"))
+    trainer.fit(tiny_data(), steps=3)
+    trainer.fit(tiny_data(), epochs=3)
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "2"), ("2", "3"), ("2", "4"), ("3", "6")]
+
+
+def test_a_second_fit_refuses_a_file_that_the_run_has_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    trainer, _ = two_step_fit(CSVLogger(path))
+    for other in ("epoch,step,other\n1,2,3\n", "", "epoch,step,train/loss,val/loss\n1,7,0.5,0.5\n"):
+        path.write_text(other)
+        with pytest.raises(ConfigError, match=r"is not the file that this run has written so far"):
+            trainer.fit(tiny_data(), epochs=2)
+        assert path.read_text() == other
+    assert trainer.state.progress.step == 2  # it came before the first step
+
+
+def test_a_second_fit_warns_of_a_file_that_is_gone_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, _ = two_step_fit(CSVLogger(tmp_path / "metrics.csv"))
+    (tmp_path / "metrics.csv").unlink()
+    trainer.fit(tiny_data(), tiny_data(), epochs=2)
+    assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["4"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_second_fit_warns_of_rows_that_are_missing_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.csv"
+    trainer, _ = two_step_fit(CSVLogger(path), epochs=3)
+    lines = path.read_text().splitlines(True)
+    path.write_text("".join(lines[:2]) + lines[2][:5])  # as after a crash of the machine
+    trainer.fit(tiny_data(), tiny_data(), epochs=4)
+    assert [row["step"] for row in rows_of(path)] == ["2", "8"]
+    assert "holds 1 of the 3 rows" in caplog.text
+
+
+def test_a_trainer_that_joins_a_logger_to_a_run_under_way_sets_the_file_aside(tmp_path: Path) -> None:
+    state, logger = tiny_state(), CSVLogger(tmp_path / "metrics.csv")
+    (tmp_path / "metrics.csv").write_text("epoch,step\n1,1\n")
+    state.progress.epoch, state.progress.step, state.progress.samples = 2, 4, 16
+    state.log("old", 1.0)
+    logger.on_fit_start(state)
+    state.log("new", 2.0)
+    logger.on_fit_end(state)
+    logger.teardown(state)
+    assert rows_of(tmp_path / "metrics.csv") == [{"epoch": "2", "step": "4", "new": "2.0"}]
+    assert (tmp_path / "metrics-1.csv").read_text() == "epoch,step\n1,1\n"
+
+
+def test_two_trainers_with_one_logger_get_what_two_loggers_give(tmp_path: Path) -> None:
+    shared = CSVLogger(tmp_path / "shared.csv")
+    for name in ("one", "two"):
+        two_step_fit(CSVLogger(tmp_path / f"{name}.csv"), epochs=2)
+        two_step_fit(shared, epochs=2)
+    assert (tmp_path / "shared-1.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    assert (tmp_path / "shared.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+def test_a_pickled_logger_goes_on_in_its_file(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "metrics.csv")
+    two_step_fit(logger)
+    copy = pickle.loads(pickle.dumps(logger))
+    copy.open(tiny_state(), fresh=False)
+    copy.write(2, 4, {"train/loss": 0.5})
+    copy.close()
+    assert [row["epoch"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2"]
+
+
+def test_a_folder_as_path_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+    trainer = trainer_with(CSVLogger(tmp_path))
+    with pytest.raises(ConfigError, match=r"which is a folder(?s:.*)metrics\.csv"):
+        trainer.fit(tiny_data(), epochs=1)
+    assert trainer.state.progress.samples == 0
+
+
+def test_a_device_as_path_is_an_error_and_stays_where_it_is() -> None:
+    with pytest.raises(ConfigError, match="no regular file"):
+        two_step_fit(CSVLogger(os.devnull))
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_place_that_cannot_be_written_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    trainer = trainer_with(CSVLogger(tmp_path / "file" / "metrics.csv"))
+    with pytest.raises(OSError, match="file"):
+        trainer.fit(tiny_data(), epochs=1)
+    assert trainer.state.progress.samples == 0
+
+
+def test_the_row_of_an_error_shows_nan(tmp_path: Path) -> None:
+    def explode(model: nn.Module, batch: Any) -> torch.Tensor:
+        loss: torch.Tensor = model(batch[0]).mean()
+        steps.append(1)
+        return loss * (math.nan if len(steps) == 4 else 1.0)
+
+    steps: list[int] = []
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, optimizer, step=explode, callbacks=[CSVLogger(tmp_path / "metrics.csv")], device="cpu")
+    with pytest.raises(NonFiniteError):
+        trainer.fit(tiny_data(), epochs=5)
+    last = rows_of(tmp_path / "metrics.csv")[-1]
+    assert (last["epoch"], last["step"], last["train/loss"]) == ("2", "3", "nan")
+
+
+def test_another_callbacks_error_at_the_start_is_not_hidden(tmp_path: Path) -> None:
+    class Fails(Callback[Any]):
+        def on_fit_start(self, state: State) -> None:
+            state.log("own", 1.0)
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        two_step_fit(Fails(), CSVLogger(tmp_path / "metrics.csv"))
+    assert not [note for note in caught.value.__notes__ if "CSVLogger" in note]
+    assert list(tmp_path.iterdir()) == []
+
+
+class Sees(Callback[Any]):
+    """Counts the lines of the file, and its sizes, as somebody beside the run sees them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.at_epoch_end: list[int] = []
+        self.at_eval_start: list[int] = []
+        self.sizes: set[int] = set()
+
+    def on_batch_end(self, state: State, output: Output) -> None:
+        self.sizes.add(self.path.stat().st_size)
+
+    def on_eval_start(self, state: State) -> None:
+        self.at_eval_start.append(len(self.path.read_text().splitlines()))
+
+    def on_epoch_end(self, state: State) -> None:
+        self.at_epoch_end.append(len(self.path.read_text().splitlines()))
+
+
+def test_others_see_the_rows_at_an_epochs_end_and_during_validation(tmp_path: Path) -> None:
+    sees = Sees(tmp_path / "metrics.csv")
+    two_step_fit(CSVLogger(tmp_path / "metrics.csv", every=Every(steps=1)), sees, epochs=3)
+    assert sees.at_eval_start == [3, 5, 7]
+    assert sees.at_epoch_end == [3, 5, 7]
+
+
+def test_rows_of_a_fast_run_are_handed_on_together(tmp_path: Path) -> None:
+    sees = Sees(tmp_path / "metrics.csv")
+    began = time.monotonic()
+    trainer_with(CSVLogger(tmp_path / "metrics.csv", every=Every(steps=1)), sees).fit(tiny_data(800), epochs=1)
+    assert len(rows_of(tmp_path / "metrics.csv")) == 200
+    assert len(sees.sizes) < 10 + 2 * (time.monotonic() - began)
+
+
+def test_rows_of_a_slow_run_wait_no_longer_than_a_second(tmp_path: Path) -> None:
+    class Slow(Callback[Any]):
+        def on_epoch_start(self, state: State) -> None:
+            time.sleep(1.05)
+
+    sees = Sees(tmp_path / "metrics.csv")
+    trainer_with(Slow(), CSVLogger(tmp_path / "metrics.csv", every=Every(steps=1)), sees).fit(tiny_data(4), epochs=1)
+    assert max(sees.sizes) == (tmp_path / "metrics.csv").stat().st_size
+
+
+def test_a_killed_process_leaves_the_rows_of_its_epochs(tmp_path: Path) -> None:
+    program = (
+        "import os, signal\n"
+        "from loopwright import Callback\n"
+        "from loopwright.callbacks import CSVLogger\n"
+        "from loopwright.testing import two_step_fit\n"
+        "class Dies(Callback):\n"
+        "    def on_epoch_end(self, state):\n"
+        "        if state.progress.epoch == 3:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "two_step_fit(CSVLogger('metrics.csv'), Dies(), epochs=5)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=120)
+    assert ran.returncode == -9
+    assert [row["epoch"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2", "3"]
+
+
+def test_a_rate_logged_each_step_is_there_at_every_row(tmp_path: Path) -> None:
+    two_step_fit(LearningRateMonitor(), CSVLogger(tmp_path / "metrics.csv"), epochs=2)
+    assert [row["lr"] for row in rows_of(tmp_path / "metrics.csv")] == ["0.01", "0.01"]
+
+
+Record = tuple[int, dict[str, float]]  # how many steps after the record before, and what was logged
+RECORDS = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.dictionaries(st.sampled_from(["a", "b", "c, d", "e"]), st.floats(), min_size=1, max_size=3),
+    ),
+    max_size=12,
+)
+
+
+def play(logger: CSVLogger, records: list[Record], step: int) -> Iterator[int]:
+    for steps, values in records:
+        step += steps
+        logger.write(1, step, values)
+        yield step
+
+
+@given(records=RECORDS, cut=st.integers(0, 12), beyond=st.integers(0, 12), torn=st.integers(0, 5))
+def test_going_on_from_any_record_gives_the_bytes_of_an_unbroken_run(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], cut: int, beyond: int, torn: int
+) -> None:
+    folder = tmp_path_factory.mktemp("csv")
+    state = tiny_state()
+
+    unbroken = CSVLogger(folder / "unbroken.csv")
+    unbroken.open(state, fresh=True)
+    list(play(unbroken, records, 1))
+    unbroken.close()
+
+    killed = CSVLogger(folder / "killed.csv")
+    killed.open(state, fresh=True)
+    step = max(play(killed, records[:cut], 1), default=1)
+    saved = killed.state_dict()
+    list(play(killed, records[cut : cut + beyond], step))
+    killed.close()
+    with killed.path.open("ab") as file:
+        file.write(b"9,9,0.5\n"[:torn])  # a row of which only the beginning came to the disk
+
+    resumed = CSVLogger(folder / "killed.csv")
+    resumed.load_state_dict(saved)
+    resumed.open(state, fresh=False)
+    list(play(resumed, records[cut:], step))
+    resumed.close()
+    assert resumed.path.read_bytes() == unbroken.path.read_bytes()
+    steps = [row["step"] for row in rows_of(resumed.path)]
+    assert len(steps) == len(set(steps))

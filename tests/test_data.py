@@ -1,0 +1,617 @@
+"""What a batch may be (C16), what a loader may be (C17), and that the loader decides (C20)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, UserDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import InitVar, dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from helpers import At, Samples, Unsized, line_trainer, ragged
+from loopwright import ConfigError, DataError, Output
+from loopwright.device import map_tensors, move
+from small_problems import RARER, generator_of, make_loader
+
+META = torch.device("meta")
+CPU = torch.device("cpu")
+
+
+def x() -> Tensor:
+    return torch.arange(6.0).reshape(2, 3)
+
+
+class Named(NamedTuple):
+    x: Tensor
+    name: str
+    mask: Tensor | None = None
+
+
+class Renamed(Named):
+    """A named tuple that another class was made of."""
+
+
+@dataclass
+class Plain:
+    x: Tensor
+    names: list[str]
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    x: Tensor
+    names: tuple[str, ...] = ("a", "b")
+
+
+@dataclass(slots=True)
+class Slotted:
+    x: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenSlotted:
+    x: Tensor
+    inner: Plain
+
+
+@dataclass
+class WithInitVar:
+    x: Tensor
+    scale: InitVar[float]
+    scaled: Tensor = field(init=False)
+
+    def __post_init__(self, scale: float) -> None:
+        self.scaled = self.x * scale
+
+
+@dataclass
+class OnlyOnce:
+    """Its ``__post_init__`` must not run again: it would scale a second time."""
+
+    x: Tensor
+    beside: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        assert self.x.device == CPU
+        self.beside = self.x * 2
+        self.total = self.x.sum()  # no field, but a tensor all the same
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        return (self.x > 0).sum(1)
+
+
+@dataclass
+class Unfinished:
+    x: Tensor
+    late: Tensor = field(init=False)  # never set
+
+
+class Words(dict[str, Any]):
+    """A dict with something beside its items."""
+
+    language = "none"
+
+
+class Bag(MutableMapping[str, Any]):
+    """Holds its items in an attribute, which a shallow copy would share."""
+
+    def __init__(self, **items: Any) -> None:
+        self._items = items
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._items[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+class ReadOnly(Mapping[str, Any]):
+    """Made from a mapping."""
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+class ByKeyword(ReadOnly):
+    """Cannot be made from a mapping."""
+
+    def __init__(self, *, language: str, **items: Any) -> None:
+        super().__init__(items)
+        self.language = language
+
+
+class Mover:
+    """Its ``to`` gives a new object."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def to(self, device: torch.device) -> Mover:
+        return Mover(self.x.to(device))
+
+
+class InPlaceMover(Mover):
+    """Its ``to`` changes the object, and returns it."""
+
+    def to(self, device: torch.device) -> Mover:
+        self.x = self.x.to(device)
+        return self
+
+
+class SilentMover(Mover):
+    """Its ``to`` changes the object, and returns nothing."""
+
+    def to(self, device: torch.device) -> None:  # type: ignore[override]  # that is what is tested
+        self.x = self.x.to(device)
+
+
+class Store:
+    """Its ``to`` changes a dict and a list that it holds."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.held = {"x": x}
+        self.more = [x]
+
+    def to(self, device: torch.device) -> Store:
+        for key in self.held:
+            self.held[key] = self.held[key].to(device)
+        self.more[0] = self.more[0].to(device)
+        return self
+
+
+class Encoding(UserDict[str, Tensor]):
+    """As tokenizers give them: a mapping with a ``to`` that changes it in place."""
+
+    def to(self, device: torch.device) -> Encoding:
+        self.data = {key: value.to(device) for key, value in self.data.items()}
+        return self
+
+
+class Rows(list[Tensor]):
+    pass
+
+
+def _unfinished() -> Unfinished:
+    return Unfinished(x())
+
+
+def _looked_at() -> OnlyOnce:
+    batch = OnlyOnce(x())
+    assert len(batch.lengths) == 2  # now it is kept
+    return batch
+
+
+Read = Callable[[Any], list[Tensor]]
+CASES: dict[str, tuple[Callable[[], Any], Read]] = {
+    "tensor": (x, lambda b: [b]),
+    "dict": (lambda: {"x": x(), "id": "a", "n": None, "k": 3}, lambda b: [b["x"]]),
+    "list": (lambda: [x(), None, "a", x()], lambda b: [b[0], b[3]]),
+    "tuple": (lambda: (x(), None, 1.5), lambda b: [b[0]]),
+    "nested": (lambda: {"a": [(x(), {"b": x()})], "c": None}, lambda b: [b["a"][0][0], b["a"][0][1]["b"]]),
+    "named tuple": (lambda: Named(x(), "a"), lambda b: [b.x]),
+    "named tuple of a subclass": (lambda: Renamed(x(), "a", x()), lambda b: [b.x, b.mask]),
+    "list of a class of its own": (lambda: Rows([x(), x()]), list),
+    "dataclass": (lambda: Plain(x(), ["a", "b"]), lambda b: [b.x]),
+    "frozen dataclass": (lambda: Frozen(x()), lambda b: [b.x]),
+    "dataclass with slots": (lambda: Slotted(x()), lambda b: [b.x]),
+    "frozen dataclass with slots": (lambda: FrozenSlotted(x(), Plain(x(), [])), lambda b: [b.x, b.inner.x]),
+    "dataclass with an InitVar": (lambda: WithInitVar(x(), 2.0), lambda b: [b.x, b.scaled]),
+    "dataclass with __post_init__": (lambda: OnlyOnce(x()), lambda b: [b.x, b.beside, b.total]),
+    "dataclass with a cached property": (_looked_at, lambda b: [b.x, b.lengths]),
+    "dataclass with a field never set": (_unfinished, lambda b: [b.x]),
+    "OrderedDict": (lambda: OrderedDict(b=x(), a=x()), lambda b: [b["b"], b["a"]]),
+    "defaultdict": (lambda: defaultdict(list, x=[x()]), lambda b: b["x"]),
+    "dict of a class of its own": (lambda: Words(x=x()), lambda b: [b["x"]]),
+    "UserDict": (lambda: UserDict(x=x()), lambda b: [b["x"]]),
+    "mutable mapping": (lambda: Bag(x=x(), name="a"), lambda b: [b["x"]]),
+    "read-only mapping": (lambda: ReadOnly({"x": x()}), lambda b: [b["x"]]),
+    "read-only mapping with other arguments": (lambda: ByKeyword(language="en", x=x()), lambda b: [b["x"]]),
+    "mapping proxy": (lambda: MappingProxyType({"x": x()}), lambda b: [b["x"]]),
+    "packed sequence": (lambda: pack_sequence([x(), x()[:1]]), lambda b: [b.data]),
+    "object with to": (lambda: Mover(x()), lambda b: [b.x]),
+    "object with to in place": (lambda: InPlaceMover(x()), lambda b: [b.x]),
+    "object with to that returns nothing": (lambda: SilentMover(x()), lambda b: [b.x]),
+    "object with to that changes what it holds": (lambda: Store(x()), lambda b: [b.held["x"], b.more[0]]),
+    "mapping with to in place": (lambda: Encoding(x=x()), lambda b: [b["x"]]),
+    "objects with to, nested": (lambda: {"a": [InPlaceMover(x())]}, lambda b: [b["a"][0].x]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_moves_whatever_it_is_and_the_input_stays_as_it_was(case: str) -> None:
+    make, read = CASES[case]
+    batch = make()
+    before = read(batch)
+    moved = move(batch, META)
+    assert type(moved) is type(batch)
+    assert [tensor.device for tensor in read(moved)] == [META] * len(before)
+    assert [tensor.shape for tensor in read(moved)] == [tensor.shape for tensor in before]
+    assert all(now is then for now, then in zip(read(batch), before, strict=True))
+    assert {tensor.device for tensor in before} == {CPU}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not {"to", "to,", "packed"} & set(case.split())])
+def test_a_batch_that_is_there_already_is_the_very_same_object(case: str) -> None:
+    batch = CASES[case][0]()
+    assert move(batch, CPU) is batch
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "object" not in case and "with to" not in case])
+def test_detaching_reaches_every_tensor_of_an_output(case: str) -> None:
+    make, read = CASES[case]
+    batch = make()
+    for tensor in read(batch):
+        if tensor.is_floating_point() and tensor.is_leaf:
+            tensor.requires_grad_()
+    detached = map_tensors(Tensor.detach, batch)
+    assert type(detached) is type(batch)
+    assert not any(tensor.requires_grad for tensor in read(detached))
+    assert any(tensor.requires_grad for tensor in read(batch))
+
+
+def test_what_is_no_tensor_is_kept() -> None:
+    moved = move({"id": "a", "n": None, "k": 3, "b": b"x", "kind": Tensor, "set": {1}}, META)
+    assert moved == {"id": "a", "n": None, "k": 3, "b": b"x", "kind": Tensor, "set": {1}}
+    assert move(Named(x(), "a"), META)[1:] == ("a", None)
+    assert move(Plain(x(), ["a"]), META).names == ["a"]
+    assert move(Frozen(x()), META).names == ("a", "b")
+
+
+def test_a_moved_dict_keeps_its_order_and_what_its_class_adds() -> None:
+    assert list(move(OrderedDict(b=x(), a=x()), META)) == ["b", "a"]
+    assert move(defaultdict(list, x=[x()]), META)["new"] == []
+    words = Words(x=x())
+    words.language = "en"
+    assert move(words, META).language == "en"
+    assert move(ByKeyword(language="en", x=x()), META).language == "en"
+
+
+def test_a_moved_packed_sequence_keeps_its_order_and_its_lengths_on_the_cpu() -> None:
+    packed = pack_sequence([x()[:1], x()], enforce_sorted=False)
+    moved = move(packed, META)
+    assert isinstance(moved, PackedSequence)
+    assert moved.batch_sizes.tolist() == [2, 1]  # torch wants them on the CPU
+    assert moved.sorted_indices is not None
+    assert moved.sorted_indices.device == META
+
+
+def test_a_step_gets_the_batch_that_the_loader_gave() -> None:
+    batches = [Plain(inputs, ["a"] * len(inputs)) for inputs, _ in ragged(2, 3)]
+    seen: list[Plain] = []
+
+    def step(model: nn.Module, batch: Plain) -> Tensor:
+        seen.append(batch)
+        loss: Tensor = model(batch.x).square().mean()
+        return loss
+
+    result = line_trainer(step=step).fit(batches, epochs=1)
+    assert [id(batch) for batch in seen] == [id(batch) for batch in batches]
+    assert result.progress.samples == 5
+
+
+# C17: loaders without batches, without a length, or to be read once.
+
+
+class Stream(IterableDataset[Samples]):
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[Samples]:
+        for inputs, targets in ragged(*[1] * self.samples):
+            yield inputs[0], targets[0]
+
+
+class SizedStream(Stream):
+    def __len__(self) -> int:
+        return self.samples
+
+
+def dataset(n: int) -> TensorDataset:
+    return TensorDataset(torch.randn(n, 3), torch.randn(n, 1))
+
+
+def test_a_loader_that_drops_its_only_batch_is_an_error_that_says_why() -> None:
+    fetched: list[int] = []
+    trainer = line_trainer(callbacks=[At(setup=lambda state: fetched.append(1))])
+    with pytest.raises(DataError) as caught:
+        trainer.fit(DataLoader(dataset(5), batch_size=8, drop_last=True), epochs=1)
+    assert "dataset size 5" in caught.value.what
+    assert "batch size 8" in caught.value.what
+    assert "drop_last True" in caught.value.what
+    assert "drop_last=False" in caught.value.fix
+    assert not fetched  # it was found before anything began
+
+
+def test_an_empty_dataset_is_an_error_that_says_so() -> None:
+    with pytest.raises(DataError, match=r"training data gave no batch: dataset size 0, batch size 4, drop_last False"):
+        line_trainer().fit(DataLoader(dataset(0), batch_size=4), epochs=1)
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [[], (), Unsized([]), DataLoader(Stream(0), batch_size=2), DataLoader(Stream(3), batch_size=4, drop_last=True)],
+    ids=["list", "tuple", "without length", "stream", "stream that drops its last"],
+)
+def test_empty_data_is_an_error_in_fit_as_training_and_as_validation_and_in_evaluate(empty: Any) -> None:
+    with pytest.raises(DataError, match="training data gave no batch"):
+        line_trainer().fit(empty, epochs=1)
+    with pytest.raises(DataError, match="validation data gave no batch"):
+        line_trainer().fit(ragged(2), empty, epochs=1)
+    with pytest.raises(DataError, match="test data gave no batch"):
+        line_trainer().evaluate(empty)
+
+
+def test_a_stream_that_drops_its_only_batch_says_so() -> None:
+    with pytest.raises(DataError, match="drop_last True"):
+        line_trainer().fit(DataLoader(Stream(3), batch_size=4, drop_last=True), epochs=1)
+
+
+def test_an_iterator_that_was_read_to_its_end_is_an_error_in_the_second_epoch() -> None:
+    trainer = line_trainer()
+    with pytest.raises(DataError, match="can be read once"):
+        trainer.fit(iter(ragged(2, 2)), epochs=2)
+    assert trainer.state.progress.epoch == 1
+    assert trainer.state.progress.step == 2
+
+
+def test_a_generator_is_enough_for_one_epoch() -> None:
+    result = line_trainer().fit((batch for batch in ragged(2, 2, 1)), epochs=1)
+    assert result.progress.step == 3
+    assert result.progress.samples == 5
+
+
+def test_validation_data_to_be_read_once_is_an_error_at_the_second_validation() -> None:
+    trainer = line_trainer()
+    with pytest.raises(DataError, match="validation data gave no batch") as caught:
+        trainer.fit(ragged(2), iter(ragged(2)), epochs=2)
+    assert "can be read once" in caught.value.why
+    assert trainer.state.progress.step == 2
+
+
+@pytest.mark.parametrize("stream", [Stream(7), SizedStream(7)], ids=["without length", "with a length"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_iterable_dataset_trains_with_and_without_a_length(stream: Stream, accumulate: int) -> None:
+    trainer = line_trainer(accumulate=accumulate)
+    result = trainer.fit(DataLoader(stream, batch_size=2), DataLoader(stream, batch_size=2), epochs=2)
+    assert result.progress.step == 2 * (4 // accumulate)
+    assert result.progress.samples == 14
+    assert trainer.state.plan.batches == (4 if isinstance(stream, SizedStream) else None)
+
+
+def test_data_without_end_trains_for_a_number_of_steps() -> None:
+    class Forever:
+        def __iter__(self) -> Iterator[Samples]:
+            while True:
+                yield from ragged(2, 2)
+
+    result = line_trainer().fit(Forever(), epochs=5, steps=7)
+    assert result.stop_reason == "steps"
+    assert result.progress.step == 7
+    assert len(result.history) == 1
+
+
+class Short:
+    """Says that it holds more than it gives."""
+
+    def __init__(self, says: int, batches: list[Samples]) -> None:
+        self.says, self.batches = says, batches
+
+    def __len__(self) -> int:
+        return self.says
+
+    def __iter__(self) -> Iterator[Samples]:
+        yield from self.batches
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("says", [1, 3, 9])
+def test_a_length_that_is_wrong_loses_no_batch(says: int, accumulate: int, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[int] = []
+    trainer = line_trainer(callbacks=[At(on_batch_end=lambda state, output: seen.append(1))], accumulate=accumulate)
+    result = trainer.fit(Short(says, ragged(2, 2, 2, 2)), epochs=2)
+    assert len(seen) == 8
+    assert result.progress.samples == 16
+    assert result.progress.epoch == 2
+    warned = [record for record in caplog.records if "length of 9" in record.getMessage()]
+    assert len(warned) == (says == 9)
+
+
+# C20: the loader decides.
+
+
+class Counted:
+    """Batches, and what is asked of them."""
+
+    def __init__(self, batches: list[Samples], log: list[str]) -> None:
+        self.batches, self.log = batches, log
+
+    def __iter__(self) -> Iterator[Samples]:
+        self.log.append("iter")
+        for index, batch in enumerate(self.batches):
+            self.log.append(f"fetch {index}")
+            yield batch
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loader_is_iterated_once_an_epoch_and_nothing_is_fetched_ahead(accumulate: int) -> None:
+    log: list[str] = []
+    at = At(
+        on_epoch_start=lambda state: log.append("epoch"),
+        on_batch_start=lambda state, batch: log.append(f"start {state.progress.batch}"),
+        on_batch_end=lambda state, output: log.append(f"end {state.progress.batch - 1}"),
+    )
+    line_trainer(callbacks=[at], accumulate=accumulate).fit(Counted(ragged(2, 2, 2), log), epochs=2)
+    epoch = [f"{what} {index}" for index in range(3) for what in ("fetch", "start", "end")]
+    assert log == ["epoch", "iter", *epoch] * 2
+
+
+def test_a_target_in_steps_fetches_no_further_batch() -> None:
+    log: list[str] = []
+    line_trainer().fit(Counted(ragged(2, 2, 2), log), steps=2)
+    assert log == ["iter", "fetch 0", "fetch 1"]
+
+
+def test_evaluate_and_predict_iterate_once_and_in_order() -> None:
+    log: list[str] = []
+    trainer = line_trainer()
+    trainer.evaluate(Counted(ragged(2, 2), log))
+    trainer.predict(Counted(ragged(2, 2), log))
+    assert log == ["iter", "fetch 0", "fetch 1"] * 2
+
+
+KINDS = [
+    "shuffled",
+    "own generator",
+    "weighted sampler",
+    "augmented",
+    "iterable dataset",
+    "without length",
+    *(kind for kind in RARER if "worker" not in kind),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_and_random_generators_are_those_of_the_plain_loop(kind: str) -> None:
+    def run(train: Callable[[Any, Any, Callable[[Any], None], Callable[[], None]], None]) -> list[Any]:
+        torch.manual_seed(5)
+        data = torch.randn(14, 3), torch.randn(14, 1)
+        loader, val = make_loader(kind, data), make_loader("shuffled", data)
+        own = generator_of(loader)
+        found: list[Any] = []
+
+        def take(batch: Any) -> None:
+            found.append(batch)
+
+        def end_epoch() -> None:
+            found.append(torch.get_rng_state())
+            if own is not None:
+                found.append(own.get_state())
+
+        torch.manual_seed(6)
+        train(loader, val, take, end_epoch)
+        found.append(torch.rand(2))
+        return found
+
+    def plainly(loader: Any, val: Any, take: Callable[[Any], None], end_epoch: Callable[[], None]) -> None:
+        for _ in range(3):
+            for batch in loader:
+                take(batch)
+            for _batch in val:
+                pass
+            end_epoch()
+
+    def with_trainer(loader: Any, val: Any, take: Callable[[Any], None], end_epoch: Callable[[], None]) -> None:
+        at = At(on_batch_start=lambda state, batch: take(batch), on_epoch_end=lambda state: end_epoch())
+
+        def step(model: nn.Module, batch: Any) -> Output:
+            return Output(model(batch[0]).square().mean(), weight=1)
+
+        line_trainer(step=step, callbacks=[at]).fit(loader, val, epochs=3)
+
+    expected, found = run(plainly), run(with_trainer)
+    assert len(found) == len(expected)
+    for ours, plain in zip(found, expected, strict=True):
+        if isinstance(plain, Tensor):
+            assert torch.equal(ours, plain)
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+def test_a_loader_keeps_its_sampler_and_its_settings() -> None:
+    loader = make_loader("weighted sampler", (torch.randn(9, 3), torch.randn(9, 1)))
+    before = dict(vars(loader))
+    trainer = line_trainer()
+    trainer.fit(loader, loader, epochs=2)
+    trainer.evaluate(loader)
+    after = dict(vars(loader))
+    assert before.keys() == after.keys()
+    assert all(after[name] is value for name, value in before.items())
+
+
+class Squares(Dataset[Samples]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Samples:
+        raise AssertionError("a single sample was asked for")
+
+
+NO_LOADERS: dict[str, Any] = {
+    "dataset": dataset(4),
+    "dataset of a class of its own": Squares(),
+    "tensor": torch.zeros(4, 3),
+    "dict": {"x": torch.zeros(4, 3)},
+    "string": "train.csv",
+    "bytes": b"train",
+    "number": 3,
+    "None": None,
+    "class": list,
+    "function": ragged,
+}
+
+
+@pytest.mark.parametrize("kind", NO_LOADERS)
+def test_what_is_no_loader_is_refused_by_name_before_anything_begins(kind: str) -> None:
+    data = NO_LOADERS[kind]
+    begun: list[str] = []
+    trainer = line_trainer(callbacks=[At(setup=lambda state: begun.append("setup"))])
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("train", lambda: trainer.fit(data, epochs=1)),
+        ("data", lambda: trainer.evaluate(data)),
+        ("data", lambda: trainer.predict(data)),
+    ]
+    if data is not None:
+        calls.append(("val", lambda: trainer.fit(ragged(2), data, epochs=1)))
+    for name, call in calls:
+        with pytest.raises(ConfigError, match=rf"^\[config\] {name} is ") as caught:
+            call()
+        assert "DataLoader(" in caught.value.fix
+    assert not begun
+
+
+def test_an_error_of_the_loader_reaches_the_caller_as_it_is() -> None:
+    class Breaks:
+        def __iter__(self) -> Iterator[Samples]:
+            yield from ragged(2)
+            raise StopIteration("not the end of the data")  # python makes it a RuntimeError
+
+    trainer = line_trainer()
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        trainer.fit(Breaks(), epochs=1)
+    assert trainer.state.progress.step == 1
+
+
+def test_a_stop_iteration_of_a_step_does_not_end_the_epoch_in_silence() -> None:
+    def step(model: nn.Module, batch: Samples) -> Tensor:
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        line_trainer(step=step).fit(ragged(2, 2), epochs=1)
