@@ -23,7 +23,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -240,7 +240,8 @@ def _read_regular(path: Path, size: int, *, exactly: bool = False) -> bytes:
                 raise CheckpointError(f"{path} is no plain file")
             if status.st_size > size or (exactly and status.st_size != size):
                 raise CheckpointError(
-                    f"{path} is damaged", why=f"it has {status.st_size} bytes, {'' if exactly else 'at most '}{size} expected"
+                    f"{path} is damaged",
+                    why=f"it has {status.st_size} bytes, {'' if exactly else 'at most '}{size} expected",
                 )
             return file.read(size + 1)
     except OSError as error:
@@ -335,7 +336,9 @@ def load_weights(path: PathLike, model: nn.Module, *, strict: bool = True) -> No
     try:
         model.load_state_dict(weights, strict=strict)
     except RuntimeError as error:
-        raise CheckpointError(f"the weights in {folder} do not fit this {type(model).__name__}", why=str(error)) from error
+        raise CheckpointError(
+            f"the weights in {folder} do not fit this {type(model).__name__}", why=str(error)
+        ) from error
 
 
 def prune(folder: Path, keep: int, best: Path | None) -> None:
@@ -378,7 +381,9 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         import fcntl
 
-        self._descriptor: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        self._descriptor: int | None = os.open(
+            folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+        )
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -74,7 +74,9 @@ def _encode_tensor(value: Tensor, path: str, tensors: dict[str, Tensor]) -> Any:
         raise _refused(path, value, "it is quantized" if value.is_quantized else "it holds no data: its device is meta")
     if value.layout is torch.sparse_coo:
         parts = (value._indices(), value._values())  # as they are: coalescing would change what a resume finds
-        names = [_encode_tensor(part, f"{path}.{n}", tensors) for n, part in zip(("indices", "values"), parts, strict=True)]
+        names = [
+            _encode_tensor(part, f"{path}.{n}", tensors) for n, part in zip(("indices", "values"), parts, strict=True)
+        ]
         return {_SPARSE: [*names, list(value.shape), value.is_coalesced()]}
     if value.layout is not torch.strided:
         raise _refused(path, value, f"its layout is {value.layout}")
@@ -148,7 +150,9 @@ def _decode_sparse(content: list[Any], tensors: Mapping[str, Tensor], depth: int
     try:  # with its invariants checked: an index outside the shape would reach outside memory later
         return torch.sparse_coo_tensor(indices, values, shape, check_invariants=True, is_coalesced=coalesced is True)
     except RuntimeError as error:
-        raise CheckpointError("a sparse tensor in the data contradicts itself", why=str(error).splitlines()[0]) from error
+        raise CheckpointError(
+            "a sparse tensor in the data contradicts itself", why=str(error).splitlines()[0]
+        ) from error
 
 
 def to_json(tree: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,26 @@ class RandomState:
             cuda,
             [generator.get_state() for generator in own],
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain data and tensors."""
+        kind, keys, *rest = self.numpy
+        return {
+            "python": self.python,
+            "numpy": (kind, keys.tolist(), *rest),
+            "torch_cpu": self.torch_cpu,
+            "torch_cuda": list(self.torch_cuda),
+            "own": list(self.own),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> RandomState:
+        """What ``state_dict`` described."""
+        import numpy as np
+
+        kind, keys, *rest = state["numpy"]
+        numpy = (kind, np.array(keys, dtype=np.uint32), *rest)
+        return cls(state["python"], numpy, state["torch_cpu"], state["torch_cuda"], state["own"])
 
     def restore(self, own: Iterable[torch.Generator] = ()) -> None:
         """Put every generator back to where it was; ``own`` in the order in which they were captured."""

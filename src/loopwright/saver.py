@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +45,33 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._best: tuple[float, Path] | None = None
+        self.place: tuple[object, ...] | None = None  # where the run was at its last save
 
-    def begin(self, *, fresh: bool, mode: str | None) -> None:
-        """Begin a run: a fresh one sets the checkpoints of another aside, a resumed one goes on beside them."""
+    def begin(self, kept: Sequence[Path], mode: str | None) -> None:
+        """Begin or go on: what the folder holds but these checkpoints is set aside, under a numbered name.
+
+        Args:
+            kept: The checkpoints of the run that goes on.
+            mode: Whether the best is that with the smallest score, ``"min"``, or the largest.
+        """
         with SaveError.on(self.folder):
             clear_leftovers(self.folder)
-            if fresh and list_checkpoints(self.folder):
+            others = [path for path in list_checkpoints(self.folder) if path not in kept]
+            if others:
                 aside = _numbered(self.folder)
                 aside.mkdir()
-                for path in list_checkpoints(self.folder):
+                for path in others:
                     path.rename(aside / path.name)
                 sync_folder(aside)
                 sync_folder(self.folder)
-                logger.info("%s held the checkpoints of another run; they are in %s now", self.folder, aside)
+                logger.info("%d checkpoints that are not of this run are in %s now", len(others), aside)
         self._best = None
-        if not fresh and mode is not None and (path := best_checkpoint(self.folder)) is not None:
+        if mode is not None and (path := best_checkpoint(self.folder)) is not None:
             self._best = (read_manifest(path)["facts"]["score"], path)
 
-    def save(self, step: int, weights: dict[str, Tensor], tree: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def save(
+        self, step: int, weights: dict[str, Tensor], tree: Any, tensors: dict[str, Tensor], facts: dict[str, Any]
+    ) -> None:
         """Save in the background what the caller has copied. Waits for the save before, if it is not done.
 
         Raises:
@@ -97,12 +107,18 @@ class Saver:
             self._thread = None
         self._lock.release()
 
-    def _write(self, step: int, weights: dict[str, Tensor], tree: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def _write(
+        self, step: int, weights: dict[str, Tensor], tree: Any, tensors: dict[str, Tensor], facts: dict[str, Any]
+    ) -> None:
         try:
             path = write_files(self.folder, step, weights, tree, tensors, facts)
             logger.debug("saved %s", path)
             score, sign = facts.get("score"), -1.0 if facts.get("mode") == "min" else 1.0
-            if score is not None and math.isfinite(score) and (self._best is None or sign * score > sign * self._best[0]):
+            if (
+                score is not None
+                and math.isfinite(score)
+                and (self._best is None or sign * score > sign * self._best[0])
+            ):
                 self._best = (score, path)
             with SaveError.on(self.folder):
                 prune(self.folder, self._keep, None if self._best is None else self._best[1])

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic
 
@@ -16,18 +17,20 @@ from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
 from loopwright.averages import Averages
+from loopwright.batches import check_loader, length_of, no_batches, plan_fit
 from loopwright.callback import Callback, Hooks
+from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
-from loopwright.data import EpochData, check_loader, length_of, no_batches, plan_fit
 from loopwright.device import map_tensors, move, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
-from loopwright.history import History
 from loopwright.modes import compiled, evaluating
-from loopwright.monitor import Monitor, check_validated
+from loopwright.monitor import check_validated
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import deterministic_kernels, seed_everything
 from loopwright.result import Result
+from loopwright.run import Run, parameters_of
+from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_model, check_step
 from loopwright.state import Plan, Progress, Stage, State, check_name
@@ -143,12 +146,8 @@ class Trainer(Generic[Model, Batch]):
         free = self.state.device.type == "cpu" if self._read_each_step is None else self._read_each_step
         self._eager = free or needed
 
-        # What the loop itself remembers from one fit to the next.
-        self._data = EpochData()
-        self._averages = Averages(eager=self._eager)
-        self._validation_due = False
-        self._plateau = Monitor(schedule.monitor, "min") if schedule is not None and schedule.monitor else None
-        self._history = History()
+        # What one fit leaves to the next.
+        self._run = Run(self.state, self._settings.callbacks, schedule, self._scaler, eager=self._eager)
         self._callback_states: list[dict[str, Any]] | None = None
         self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
         self._restored_epoch: int | None = None
@@ -157,7 +156,7 @@ class Trainer(Generic[Model, Batch]):
         # What holds while a call runs.
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
-        self._window: Window | None = None
+        self._saving = self._savers()
         self._output_wanted = False
         self._of_model: list[nn.Parameter] = []
         self._parameters: list[Tensor] = []  # the model's, and what else the optimizer holds
@@ -170,6 +169,7 @@ class Trainer(Generic[Model, Batch]):
         epochs: int | None = None,
         steps: int | None = None,
         validate: Every = Every(epochs=1),  # noqa: B008  # it is frozen
+        resume: str | os.PathLike[str] | None = None,
     ) -> Result:
         """Train until a target is reached or a callback stops the run.
 
@@ -189,6 +189,8 @@ class Trainer(Generic[Model, Batch]):
             epochs: How many epochs the run is to have. Give this or ``steps``, or both: the first reached ends it.
             steps: How many optimizer steps the run is to have.
             validate: How often to validate.
+            resume: ``"auto"`` goes on from the newest whole checkpoint of the one ``Checkpoint`` in the list, or
+                starts afresh where its folder holds none; a path goes on from that checkpoint.
 
         Returns:
             The history, the reason for the end, and how far the run has come.
@@ -196,27 +198,36 @@ class Trainer(Generic[Model, Batch]):
         Raises:
             ConfigError: No target, or data that is no loader.
             DataError: The training data is empty, or a batch's size is not clear.
+            CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
             ShapeMismatchError: With ``loss=``, predictions and targets would broadcast.
         """
         state = self.state
         plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
-        self._history.catch_up(state)
-        if (reason := plan.reached(state.progress)) is not None:
-            logger.info("nothing to train: the run has all its %s already (%s)", reason, state.progress)
-            return self._result(reason)
-        with self._prepared("train", plan):
+        self._run.history.catch_up(state)
+        with self._prepared("train", plan), self._savers() as self._saving:
             self._begin()
+            self._saving.begin(resume, train)
+            if (reason := plan.reached(state.progress)) is not None:
+                logger.info("nothing to train: the run has all its %s already (%s)", reason, state.progress)
+                return self._result(reason)
             with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
                 self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
                 hooks.on_fit_start(state)
-                if self._validation_due and val is not None:
-                    self._validate(hooks, val)
-                self._validation_due = False
+                self._saving.rehearse()
+                self._catch_up(hooks, val)
                 while (reason := state.stop_reason or plan.reached(state.progress)) is None:
                     self._train_epoch(hooks, train, val)
                 self._end(hooks)
         return self._result(reason)
+
+    def _catch_up(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
+        """What was due when the run was left."""
+        if val is not None and self._run.validation_due:
+            self._validate(hooks, val)
+        self._run.validation_due = False
+        if self._run.epoch_over:
+            self._end_epoch(hooks, val, self.state.progress)
 
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
@@ -226,25 +237,32 @@ class Trainer(Generic[Model, Batch]):
         if state.stop_reason is not None:
             return
         if progress.batch == 0:
-            self._averages = Averages(eager=self._eager)
+            self._run.averages = Averages(eager=self._eager)
         self._guard.begin(state)
-        for batch in self._data.batches(train, progress.batch):
+        for batch in self._run.data.batches(train, progress.batch):
             step = progress.step
             self._train_batch(hooks, batch)
-            if self._window is not None:
+            if self._saving.asked:
+                self._saving.obey()
+            if self._run.window is not None:
                 continue  # what follows waits for the window's optimizer step
-            if progress.step != step and self._validation_due:
-                self._validate(hooks, val)
+            if progress.step != step:
+                if self._run.validation_due:
+                    self._validate(hooks, val)
+                self._saving.at_step()
             if state.stop_reason is not None or plan.reached(state.progress) is not None:
                 if progress.batch != plan.batches:
+                    self._run.data.leave()
                     return
                 break  # it was the last batch, so the epoch gets its end as well
         if progress.batch == 0:
             raise no_batches("the training data", train)
-        if self._window is not None:  # a short one, where only the end of the data could tell
+        if self._run.window is not None:  # a short one, where only the end of the data could tell
             self._optimizer_step(hooks)
-            if self._validation_due:
+            if self._run.validation_due:
                 self._validate(hooks, val)
+            self._saving.at_step()
+        self._end_data()
         self._end_epoch(hooks, val, before)
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
@@ -252,8 +270,8 @@ class Trainer(Generic[Model, Batch]):
         state, optimizer = self.state, self.state.optimizer
         batch = move(batch, state.device)
         hooks.on_batch_start(state, batch)
-        if self._window is None:
-            self._window = Window(self._window_size())
+        if self._run.window is None:
+            self._run.window = Window(self._window_size())
             optimizer.zero_grad()
         if self._takes_closure:
             output, samples = self._closure_step(hooks, batch)
@@ -266,13 +284,13 @@ class Trainer(Generic[Model, Batch]):
             if self._output_wanted:
                 output = output.detached()
             if usable:
-                if self._window.size > 1:
-                    loss = loss / self._window.divisor(weight, loss.dtype)
+                if self._run.window.size > 1:
+                    loss = loss / self._run.window.divisor(weight, loss.dtype)
                 if self._scaler is not None:
                     loss = self._scaler.scale(loss)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
                 hooks.on_backward_end(state, output)
-            if self._window.full:
+            if self._run.window.full:
                 self._optimizer_step(hooks)
         state.progress.batch += 1
         state.progress.samples += samples
@@ -281,21 +299,21 @@ class Trainer(Generic[Model, Batch]):
 
     def _take_in(self, output: Output, weight: float | Tensor) -> bool:
         """Add the batch to its window; whether its loss is one to go backward from."""
-        assert self._window is not None
+        assert self._run.window is not None
         check_has_gradient(output.loss)
-        if self._window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
-            self._window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
+        if self._run.window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
+            self._run.window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
             return False
         value, finite = self._guard.loss(self.state, output.loss)
-        self._window.add(values_of(output, value), weight)
-        self._window.finite = self._window.finite and finite
+        self._run.window.add(values_of(output, value), weight)
+        self._run.window.finite = self._run.window.finite and finite
         return finite
 
     def _optimizer_step(self, hooks: Hooks) -> None:
         """The end of a window: its gradients averaged and clipped, and the optimizer's step."""
-        state, optimizer, scaler, window = self.state, self.state.optimizer, self._scaler, self._window
+        state, optimizer, scaler, window = self.state, self.state.optimizer, self._scaler, self._run.window
         assert window is not None
-        self._window = None
+        self._run.window = None
         if not window.finite or window.empty:
             state.progress.skipped += 1
             return
@@ -328,7 +346,7 @@ class Trainer(Generic[Model, Batch]):
 
     def _closure_step(self, hooks: Hooks, batch: Batch) -> tuple[Output, int]:
         """One batch with an optimizer that evaluates the loss itself, such as LBFGS: its first output, its size."""
-        state, optimizer, window = self.state, self.state.optimizer, self._window
+        state, optimizer, window = self.state, self.state.optimizer, self._run.window
         assert window is not None
         first: list[tuple[Output, int]] = []
 
@@ -356,7 +374,7 @@ class Trainer(Generic[Model, Batch]):
                 f"{type(optimizer).__name__}.step did not call its closure",
                 why="the closure is where the batch's loss and gradients come from",
             )
-        self._window = None
+        self._run.window = None
         self._stepped(hooks, window)
         return first[0]
 
@@ -372,21 +390,21 @@ class Trainer(Generic[Model, Batch]):
         state.progress.step += 1
         self._log_window(window)
         validate = state.plan.validate
-        self._validation_due = validate is not None and validate.due_at_step(state.progress)
+        self._run.validation_due = validate is not None and validate.due_at_step(state.progress)
         hooks.on_step_end(state)
         self._move_schedule("step")
 
     def _log_window(self, window: Window) -> None:
-        for name, value in window.commit(self._averages).items():
+        for name, value in window.commit(self._run.averages).items():
             self.state.metrics.record(f"train/{name}", value)
 
     def _move_schedule(self, each: str) -> None:
         schedule = self._settings.schedule
         if schedule is None or schedule.each != each:
             return
-        if self._plateau is None:
+        if self._run.plateau is None:
             schedule.lr_scheduler.step()
-        elif (value := self._plateau.fresh(self.state)) is not None:
+        elif (value := self._run.plateau.fresh(self.state)) is not None:
             step: Callable[[float], object] = schedule.lr_scheduler.step  # type: ignore[assignment]  # Schedule saw to it
             step(value)
 
@@ -400,11 +418,16 @@ class Trainer(Generic[Model, Batch]):
         """The validation that is due. Given up halfway, it stays due."""
         assert val is not None
         self._guard.look(self.state)
+        before = self._saving.random_state()
         self._evaluate(hooks, val, "val", "val")
-        self._validation_due = False
+        if self._saving.asked:
+            assert before is not None
+            before.restore()
+            self._saving.obey()
+        self._run.validation_due = False
 
-    def _end_epoch(self, hooks: Hooks, val: Iterable[Batch] | None, before: Progress) -> None:
-        """The epoch's means, its validation, its schedule, its count, its row."""
+    def _end_data(self) -> None:
+        """The end of the epoch's data: its means, and whether its validation is due."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
         self._guard.look(state)
         if plan.batches is not None and progress.batch < plan.batches:
@@ -412,19 +435,26 @@ class Trainer(Generic[Model, Batch]):
                 "length",
                 f"the training data has a length of {plan.batches} batches, but gave only {progress.batch}",
             )
-        for name, mean in (self._averages.means() or {"loss": math.nan}).items():
+        for name, mean in (self._run.averages.means() or {"loss": math.nan}).items():
             state.metrics.record(f"train/{name}", mean)
-        number = progress.epoch + 1
-        if plan.validate is not None and plan.validate.due_at_epoch(number):
+        self._run.epoch_over = True
+        self._run.validation_due = plan.validate is not None and plan.validate.due_at_epoch(progress.epoch + 1)
+
+    def _end_epoch(self, hooks: Hooks, val: Iterable[Batch] | None, before: Progress) -> None:
+        """The end of an epoch: its validation, its schedule, its count, its row."""
+        state, progress, plan = self.state, self.state.progress, self.state.plan
+        if self._run.validation_due:
             self._validate(hooks, val)
         self._move_schedule("epoch")
-        progress.epoch, progress.batch = number, 0
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        self._run.epoch_over = False
         hooks.on_epoch_end(state)
-        self._history.finish_epoch(state)
+        self._run.history.finish_epoch(state)
+        self._saving.at_epoch()
         all_skipped = progress.step == before.step and progress.skipped > before.skipped
         if all_skipped and plan.epochs is None and (self._scaler is None or self._scaler.get_scale() < 1):
             raise NonFiniteError(
-                f"not one optimizer step was made in epoch {number}: every one was skipped",
+                f"not one optimizer step was made in epoch {progress.epoch}: every one was skipped",
                 why="with steps= as the only target, the run would never end",
                 fix="look at the data, take a smaller learning rate, or give epochs= as well",
             )
@@ -446,21 +476,20 @@ class Trainer(Generic[Model, Batch]):
         if not model.training:
             model.train()
             logger.info("the model was in eval mode; it has been put in training mode, with all of its submodules")
-        if self._plateau is not None:
-            check_validated(self._plateau.name, state)
-        self._window = None
+        if self._run.plateau is not None:
+            check_validated(self._run.plateau.name, state)
         self._of_model = list(model.parameters())
-        in_optimizer = (p for group in state.optimizer.param_groups for p in group["params"])
-        self._parameters = list({id(p): p for p in (*self._of_model, *in_optimizer)}.values())
+        self._parameters = parameters_of(state)
 
     def _end(self, hooks: Hooks) -> None:
         """The end of a fit that went well."""
         state = self.state
         self._guard.look(state)
         if state.progress.batch:
-            self._history.leave_epoch(state, self._averages.means())
+            self._run.history.leave_epoch(state, self._run.averages.means())
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
+        self._saving.at_end()
         self._callback_states = [callback.state_dict() for callback in self._settings.callbacks]
         if self._stopper is not None and self._stopper.best_weights is not None:
             self._last_weights = snapshot(state.model)
@@ -469,7 +498,7 @@ class Trainer(Generic[Model, Batch]):
 
     def _result(self, reason: str) -> Result:
         progress = dataclasses.replace(self.state.progress)
-        return Result(self._history.rows(), reason, progress, self._restored_epoch)
+        return Result(self._run.history.rows(), reason, progress, self._restored_epoch)
 
     def evaluate(self, data: Iterable[Batch], *, name: str = "test") -> dict[str, float]:
         """The loss and the metrics over ``data``, in eval mode and without gradients.
@@ -514,6 +543,8 @@ class Trainer(Generic[Model, Batch]):
                 for metric_name, metric in metrics.items():
                     update_metric(metric_name, metric, output)
                 hooks.on_eval_batch_end(state, output)
+                if stage == "val" and self._saving.asked:
+                    return {}  # given up: its sums are dropped, and a resume runs it first
             if not batches:
                 raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
@@ -579,6 +610,10 @@ class Trainer(Generic[Model, Batch]):
         finally:
             self._running = False
             state.stage = "train"
+
+    def _savers(self) -> Saving:
+        checkpoints = [callback for callback in self._settings.callbacks if isinstance(callback, Checkpoint)]
+        return Saving(self._run, checkpoints, self._guard, checked=self._settings.on_nonfinite != "ignore")
 
     def _warn_once(self, about: str, message: str) -> None:
         if about not in self._warned:
