@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -176,7 +176,13 @@ class EpochData:
         self._place, self._elsewhere = state["place"], True
 
 
-def keeps_place(loader: object) -> bool:
+class _KeepsPlace(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+def keeps_place(loader: object) -> TypeGuard[_KeepsPlace]:
     """Whether a loader knows where it is, as torchdata's and loopwright's own do."""
     return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
 

@@ -62,23 +62,29 @@ class Contents:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def write_files(
-    folder: Path,
-    step: int,
-    weights: Mapping[str, Tensor],
-    tree: Any,
-    tensors: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
-) -> Path:
-    """Write a checkpoint for ``step``; when this returns, it is durable.
+@dataclass(frozen=True)
+class Snapshot:
+    """What is to be saved, copied off the run.
 
-    Args:
-        folder: Where checkpoints are; it exists.
-        step: The optimizer step.
+    Attributes:
+        facts: Plain data that can be read without the rest; ``"step"`` names the folder.
         weights: The model's tensors, by the plain module's names.
         tree: Everything else, as ``plain.encode`` gives it.
         tensors: And its tensors.
-        facts: Plain data that can be read without the rest.
+    """
+
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+    tree: Any
+    tensors: dict[str, Tensor]
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
+    """Write a checkpoint; when this returns, it is durable.
+
+    Args:
+        folder: Where checkpoints are; it exists.
+        snapshot: What it is to hold.
 
     Returns:
         The checkpoint's folder.
@@ -86,17 +92,21 @@ def write_files(
     Raises:
         SaveError: The system refused to write; older checkpoints are untouched.
     """
-    files = {MODEL: _tensor_bytes(weights), STATE_TENSORS: _tensor_bytes(tensors), STATE: to_json(tree)}
+    files = {
+        MODEL: _tensor_bytes(snapshot.weights),
+        STATE_TENSORS: _tensor_bytes(snapshot.tensors),
+        STATE: to_json(snapshot.tree),
+    }
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "facts": encode(dict(facts))[0],
+        "facts": encode(snapshot.facts)[0],
         "files": {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()},
     }
     head = to_json(manifest) + b"\n"
     files[MANIFEST] = head + _sha256(head).encode() + b"\n"
     with SaveError.on(folder):
-        target = _free_name(folder, step)
+        target = _free_name(folder, snapshot.facts["step"])
         _write_folder(folder, target, files)
     return target
 
@@ -209,7 +219,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     facts, files = decode(manifest.get("facts"), {}), manifest.get("files")
     well_formed = isinstance(facts, dict) and isinstance(files, dict) and files.keys() == set(FILES)
-    if not well_formed or not all(_is_entry(entry) for entry in files.values()):
+    if files is None or not well_formed or not all(_is_entry(entry) for entry in files.values()):
         raise CheckpointError(f"{folder / MANIFEST} is not as a manifest is written")
     return {"facts": facts, "files": files}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, cast
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from typing_extensions import TypeVar
 
 from loopwright.errors import ConfigError
@@ -103,10 +103,10 @@ class Loader(Generic[Batch_co]):
         self._resumed = False
         epoch, start = self._epoch, self._batch
         fetch = _Fetch(self.dataset, self._collate, self.seed, epoch)
-        loader = DataLoader(
-            fetch,
+        loader: DataLoader[Any] = DataLoader(
+            cast("Dataset[Any]", fetch),
             batch_size=None,
-            sampler=list(enumerate(self._indices(epoch)))[start:],  # type: ignore[arg-type]  # any iterable will do
+            sampler=list(enumerate(self._indices(epoch)))[start:],
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # its base seed is used for nothing, and must not be drawn from the run's
@@ -147,7 +147,7 @@ class _Fetch:
         seed = _mixed(self._seed, self._epoch, batch)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.random.default_generator.manual_seed(seed)  # the CPU's alone: data is not made on a GPU
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: data is not made on a GPU
         try:
             return self._collate([self._dataset[index] for index in indices])
         finally:

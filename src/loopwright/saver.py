@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from loopwright.checkpoint import (
     FolderLock,
+    Snapshot,
     best_checkpoint,
     clear_leftovers,
     list_checkpoints,
     prune,
     read_manifest,
     sync_folder,
-    write_files,
+    write_checkpoint,
 )
 from loopwright.errors import SaveError
 
@@ -66,21 +63,17 @@ class Saver:
                 sync_folder(self.folder)
                 logger.info("%d checkpoints that are not of this run are in %s now", len(others), aside)
         self._best = None
-        if mode is not None and (path := best_checkpoint(self.folder)) is not None:
-            self._best = (read_manifest(path)["facts"]["score"], path)
+        if mode is not None and (best := best_checkpoint(self.folder)) is not None:
+            self._best = (read_manifest(best)["facts"]["score"], best)
 
-    def save(
-        self, step: int, weights: dict[str, Tensor], tree: Any, tensors: dict[str, Tensor], facts: dict[str, Any]
-    ) -> None:
-        """Save in the background what the caller has copied. Waits for the save before, if it is not done.
+    def save(self, snapshot: Snapshot) -> None:
+        """Save a snapshot in the background. Waits for the save before, if it is not done.
 
         Raises:
             SaveError: That one has failed.
         """
         self.wait()
-        self._thread = threading.Thread(
-            target=self._write, args=(step, weights, tree, tensors, facts), name="loopwright-save"
-        )
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="loopwright-save")
         self._thread.start()
 
     def check(self) -> None:
@@ -107,18 +100,12 @@ class Saver:
             self._thread = None
         self._lock.release()
 
-    def _write(
-        self, step: int, weights: dict[str, Tensor], tree: Any, tensors: dict[str, Tensor], facts: dict[str, Any]
-    ) -> None:
+    def _write(self, snapshot: Snapshot) -> None:
         try:
-            path = write_files(self.folder, step, weights, tree, tensors, facts)
+            path = write_checkpoint(self.folder, snapshot)
             logger.debug("saved %s", path)
-            score, sign = facts.get("score"), -1.0 if facts.get("mode") == "min" else 1.0
-            if (
-                score is not None
-                and math.isfinite(score)
-                and (self._best is None or sign * score > sign * self._best[0])
-            ):
+            score, sign = snapshot.facts["score"], -1.0 if snapshot.facts["mode"] == "min" else 1.0
+            if score is not None and (self._best is None or sign * score > sign * self._best[0]):
                 self._best = (score, path)
             with SaveError.on(self.folder):
                 prune(self.folder, self._keep, None if self._best is None else self._best[1])

@@ -14,7 +14,7 @@ import torch
 
 from loopwright.batches import EpochData
 from loopwright.callbacks.checkpoint import Checkpoint
-from loopwright.checkpoint import Contents, list_checkpoints, read_checkpoint
+from loopwright.checkpoint import Contents, Snapshot, list_checkpoints, read_checkpoint
 from loopwright.errors import CheckpointError, ConfigError
 from loopwright.guard import Guard
 from loopwright.plain import encode
@@ -69,7 +69,8 @@ class Saving:
             ConfigError: ``"auto"`` without exactly one Checkpoint.
         """
         fresh = self._run.state.progress.fresh
-        path, refused = None, []
+        path: Path | None = None
+        refused: list[Path] = []
         if resume == "auto":
             if len(self._checkpoints) != 1:
                 raise ConfigError(
@@ -183,7 +184,7 @@ class Saving:
             "checked": self._checked,
             "torch": str(torch.__version__),
         }
-        saver.save(progress.step, run.weights(), tree, copies, facts)
+        saver.save(Snapshot(facts, run.weights(), tree, copies))
         saver.place = self._place()
 
     def _place(self) -> tuple[object, ...]:
