@@ -402,6 +402,15 @@ def test_rows_of_a_fast_run_are_handed_on_together(tmp_path: Path) -> None:
     assert len(sees.sizes) < 10 + 2 * (time.monotonic() - began)
 
 
+def test_the_rows_that_a_state_tells_of_are_in_the_file(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "metrics.csv")
+    logger.open(tiny_state(), fresh=True)
+    for step in (1, 2, 3):
+        logger.write(1, step, {"own": 0.5})
+        assert logger.state_dict()["rows"] == len(rows_of(logger.path)) == step
+    logger.close()
+
+
 def test_rows_of_a_slow_run_wait_no_longer_than_a_second(tmp_path: Path) -> None:
     class Slow(Callback[Any]):
         def on_epoch_start(self, state: State) -> None:

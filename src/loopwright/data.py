@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from loopwright.errors import ConfigError, DataError
 from loopwright.randomness import RandomState, generators_of
@@ -101,6 +101,7 @@ class EpochData:
 
     def __init__(self) -> None:
         self._at_start: RandomState | None = None
+        self._workers_kept = False  # whether the epoch began with persistent workers of an earlier one
 
     def batches(self, loader: Iterable[T], done: int) -> Iterator[T]:
         """The epoch's batches from number ``done`` on. Nothing is fetched ahead."""
@@ -109,8 +110,11 @@ class EpochData:
         own = generators_of(loader)
         if done == 0 or self._at_start is None:
             self._at_start = RandomState.capture(own)
+            self._workers_kept = getattr(loader, "_iterator", None) is not None
             return iter(loader)
         now = RandomState.capture(own)
+        if isinstance(loader, DataLoader) and loader.persistent_workers and not self._workers_kept:
+            loader._iterator = None  # new workers again: the loader draws their seed only when it starts them
         self._at_start.restore(own)
         try:
             batches: Iterator[Any] = iter(loader)

@@ -53,6 +53,10 @@ class Result:
 
         Raises:
             ConfigError: matplotlib is not installed, cannot write this format, or there is nothing to draw.
+
+        Example:
+            >>> result = Trainer(model, optimizer, loss).fit(train_loader, val_loader, epochs=3)
+            >>> result.plot("runs/curves.png")
         """
         try:
             # Not pyplot, which would choose a backend for the whole process and keep the figure alive.
@@ -93,7 +97,8 @@ class Result:
             legend.update(zip(labels, lines, strict=True))
         if legend:
             lines, labels = list(legend.values()), list(legend)
-            figure.legend(lines, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+            where = "outside upper center"
+            figure.legend(lines, labels, loc=where, ncols=len(labels), frameon=False, fontsize=9, columnspacing=1.5)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
 
@@ -106,7 +111,6 @@ def _panels(history: list[dict[str, float]]) -> dict[str, _Panel]:
                 continue
             stage, _, rest = name.partition("/")
             panel, curve = (rest, stage) if rest and stage in ("train", "val") else (name, "")
-            # A partial epoch that a later fit went on with has two rows; the later one counts.
             panels.setdefault(panel, {}).setdefault(curve, {})[row["epoch"]] = value
     return panels
 
@@ -121,7 +125,7 @@ def _draw(ax: Axes, name: str, panel: _Panel, restored_epoch: int | None) -> Non
         color, label = _COLORS[stage], stage or None
         ax.plot(list(curve), values, "o-", color=color, markersize=size, linewidth=1.6, label=label)
     if restored_epoch is not None:
-        label = f"weights restored from epoch {restored_epoch}"
+        label = f"restored: epoch {restored_epoch}"
         ax.axvline(restored_epoch, color="0.35", linestyle=":", linewidth=1.4, label=label)
     broken = sorted({x for curve in panel.values() for x, y in curve.items() if not math.isfinite(y)})
     if broken:

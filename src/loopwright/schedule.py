@@ -49,7 +49,10 @@ class Every:
                 why="exactly one of steps and epochs says how often",
                 fix="Every(steps=100) or Every(epochs=1)",
             )
-        check_count("steps" if self.epochs is None else "epochs", self.steps or self.epochs)
+        if self.epochs is None:
+            check_count("steps", self.steps)
+        else:
+            check_count("epochs", self.epochs)
 
     def due_at_step(self, progress: Progress) -> bool:
         """Whether the optimizer step that was just made is one of this cadence's."""
@@ -84,9 +87,9 @@ class Schedule:
     monitor: str | None = None
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.lr_scheduler, "step", None)):
+        if isinstance(self.lr_scheduler, type) or not callable(getattr(self.lr_scheduler, "step", None)):
             raise ConfigError(
-                f"lr_scheduler is {self.lr_scheduler!r}, which has no step()",
+                f"lr_scheduler is {self.lr_scheduler!r}, and not a scheduler",
                 fix="pass a scheduler of torch.optim.lr_scheduler, built on the trainer's optimizer",
             )
         if self.each not in ("step", "epoch"):

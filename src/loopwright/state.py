@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal
 
@@ -115,17 +115,22 @@ class Metrics(Mapping[str, float]):
         return f"Metrics({dict(self)!r})"
 
     def mark_of(self, name: str) -> int:
-        """The mark at which ``name`` was last logged, or 0 if it never was."""
+        """The mark at which the run last logged ``name``: 0 if it never did, -1 if a test pass has done so since."""
         return self._marks.get(name, 0)
 
     def since(self, mark: int) -> dict[str, float]:
         """The values logged after ``mark``, in the order in which their names first appeared."""
         return {name: self[name] for name, marked in self._marks.items() if marked > mark}
 
-    def settle(self, names: Iterable[str]) -> None:
-        """Keep the values of these names, but let nothing take them for fresh from here on."""
-        for name in names:
-            self._marks[name] = 0
+    def marks(self) -> dict[str, int]:
+        """The mark of every name, as it is now."""
+        return dict(self._marks)
+
+    def settle(self, before: Mapping[str, int]) -> None:
+        """Keep what a test pass has logged since these marks, but let nothing take it for a value of the run's."""
+        for name, mark in self._marks.items():
+            if mark != before.get(name, 0):
+                self._marks[name] = -1 if before.get(name, 0) else 0
 
     def record(self, name: str, value: float | Tensor) -> None:
         """Store the newest value of a name that is known to be good. Callbacks call ``State.log``."""

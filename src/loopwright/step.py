@@ -42,7 +42,15 @@ class Output:
 
     def detached(self) -> Output:
         """The same output with every tensor detached from the graph."""
-        return map_tensors(Tensor.detach, self)  # type: ignore[no-any-return]  # it keeps the type
+        if type(self) is not Output:  # it may have fields of its own
+            return map_tensors(Tensor.detach, self)  # type: ignore[no-any-return]  # it keeps the type
+        return Output(
+            self.loss.detach(),
+            map_tensors(Tensor.detach, self.weight),
+            map_tensors(Tensor.detach, self.predictions),
+            map_tensors(Tensor.detach, self.targets),
+            map_tensors(Tensor.detach, self.metrics) if self.metrics else self.metrics,
+        )
 
 
 LossFn: TypeAlias = Callable[[Any, Any], Tensor]
@@ -133,8 +141,8 @@ def batch_size(batch: Any) -> int | None:
     """
     if type(batch) in (tuple, list) and len(batch) == 2:  # the common case, without the walk
         a, b = batch
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and len(a) == len(b):
-            return len(a)
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and a.shape[0] == b.shape[0]:
+            return a.shape[0]  # len() is written in Python there
     found = set(sizes(batch).values())
     return found.pop() if len(found) == 1 else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 import logging
@@ -147,7 +148,7 @@ class Trainer(Generic[Model, Batch]):
         self._data = EpochData()
         self._averages = Averages(eager=self._eager)
         self._validation_due = False
-        self._plateau = Monitor(schedule.monitor, "min") if schedule is not None and schedule.monitor else None
+        self._plateau = None if schedule is None or schedule.monitor is None else Monitor(schedule.monitor, "min")
         self._history = History()
         self._callback_states: list[dict[str, Any]] | None = None
         self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
@@ -211,7 +212,7 @@ class Trainer(Generic[Model, Batch]):
                 self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
                 hooks.on_fit_start(state)
                 if self._validation_due and val is not None:
-                    self._validate(hooks, val)
+                    self._evaluate(hooks, val, "val", "val")
                 self._validation_due = False
                 while (reason := state.stop_reason or plan.reached(state.progress)) is None:
                     self._train_epoch(hooks, train, val)
@@ -234,7 +235,7 @@ class Trainer(Generic[Model, Batch]):
             if self._window is not None:
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step and self._validation_due:
-                self._validate(hooks, val)
+                self._evaluate(hooks, val, "val", "val")
             if state.stop_reason is not None or plan.reached(state.progress) is not None:
                 if progress.batch != plan.batches:
                     return
@@ -244,8 +245,11 @@ class Trainer(Generic[Model, Batch]):
         if self._window is not None:  # a short one, where only the end of the data could tell
             self._optimizer_step(hooks)
             if self._validation_due:
-                self._validate(hooks, val)
-        self._end_epoch(hooks, val, before)
+                self._evaluate(hooks, val, "val", "val")
+        self._log_means()
+        if plan.validate is not None and plan.validate.due_at_epoch(progress.epoch + 1):
+            self._evaluate(hooks, val, "val", "val")
+        self._end_epoch(hooks, before)
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
         """One batch: the canonical step, with what is due around it."""
@@ -256,7 +260,9 @@ class Trainer(Generic[Model, Batch]):
             self._window = Window(self._window_size())
             optimizer.zero_grad()
         if self._takes_closure:
-            output, samples = self._closure_step(hooks, batch)
+            first: list[tuple[Output, int]] = []
+            optimizer.step(self._closure(hooks, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
+            output, samples = self._closure_stepped(hooks, first)
         else:
             with self._autocast:
                 output = as_output(self._step(state.model, batch))
@@ -285,6 +291,7 @@ class Trainer(Generic[Model, Batch]):
         check_has_gradient(output.loss)
         if self._window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
             self._window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
+            self._guard.leave_out()
             return False
         value, finite = self._guard.loss(self.state, output.loss)
         self._window.add(values_of(output, value), weight)
@@ -298,6 +305,8 @@ class Trainer(Generic[Model, Batch]):
         self._window = None
         if not window.finite or window.empty:
             state.progress.skipped += 1
+            if not window.finite:
+                self._guard.parameters(state.model)  # with ruined weights every later step would be skipped too
             return
         if scaler is not None:
             scaler.unscale_(optimizer)
@@ -321,16 +330,17 @@ class Trainer(Generic[Model, Batch]):
             skipped = False
         if skipped:
             state.progress.skipped += 1
-            if self._settings.on_nonfinite != "skip":
+            if self._settings.on_nonfinite == "skip":
+                self._guard.parameters(state.model)
+            else:
                 self._log_window(window)  # its losses are sound: it was the scale that was too large
         else:
             self._stepped(hooks, window)
 
-    def _closure_step(self, hooks: Hooks, batch: Batch) -> tuple[Output, int]:
-        """One batch with an optimizer that evaluates the loss itself, such as LBFGS: its first output, its size."""
+    def _closure(self, hooks: Hooks, batch: Batch, first: list[tuple[Output, int]]) -> Callable[[], Tensor]:
+        """What an optimizer such as LBFGS calls to evaluate the loss; its first output and size go into ``first``."""
         state, optimizer, window = self.state, self.state.optimizer, self._window
         assert window is not None
-        first: list[tuple[Output, int]] = []
 
         def closure() -> Tensor:
             optimizer.zero_grad()
@@ -350,10 +360,15 @@ class Trainer(Generic[Model, Batch]):
             self._clip()  # each evaluation alike, or the line search would compare unlike gradients
             return loss.detach()
 
-        optimizer.step(closure)  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
+        return closure
+
+    def _closure_stepped(self, hooks: Hooks, first: list[tuple[Output, int]]) -> tuple[Output, int]:
+        """After a step through a closure: the first output, and its size."""
+        window = self._window
+        assert window is not None
         if not first:
             raise ConfigError(
-                f"{type(optimizer).__name__}.step did not call its closure",
+                f"{type(self.state.optimizer).__name__}.step did not call its closure",
                 why="the closure is where the batch's loss and gradients come from",
             )
         self._window = None
@@ -396,15 +411,8 @@ class Trainer(Generic[Model, Batch]):
         left = accumulate if plan.batches is None else plan.batches - self.state.progress.batch
         return min(accumulate, left) if left > 0 else accumulate
 
-    def _validate(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
-        """The validation that is due. Given up halfway, it stays due."""
-        assert val is not None
-        self._guard.look(self.state)
-        self._evaluate(hooks, val, "val", "val")
-        self._validation_due = False
-
-    def _end_epoch(self, hooks: Hooks, val: Iterable[Batch] | None, before: Progress) -> None:
-        """The epoch's means, its validation, its schedule, its count, its row."""
+    def _log_means(self) -> None:
+        """The epoch's means, after its last step."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
         self._guard.look(state)
         if plan.batches is not None and progress.batch < plan.batches:
@@ -414,9 +422,11 @@ class Trainer(Generic[Model, Batch]):
             )
         for name, mean in (self._averages.means() or {"loss": math.nan}).items():
             state.metrics.record(f"train/{name}", mean)
+
+    def _end_epoch(self, hooks: Hooks, before: Progress) -> None:
+        """After the epoch's validation: its schedule, its count, its row."""
+        state, progress, plan = self.state, self.state.progress, self.state.plan
         number = progress.epoch + 1
-        if plan.validate is not None and plan.validate.due_at_epoch(number):
-            self._validate(hooks, val)
         self._move_schedule("epoch")
         progress.epoch, progress.batch = number, 0
         hooks.on_epoch_end(state)
@@ -461,7 +471,8 @@ class Trainer(Generic[Model, Batch]):
             self._history.leave_epoch(state, self._averages.means())
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
-        self._callback_states = [callback.state_dict() for callback in self._settings.callbacks]
+        # Copies: another trainer may use the same callbacks before the next fit.
+        self._callback_states = [copy.deepcopy(callback.state_dict()) for callback in self._settings.callbacks]
         if self._stopper is not None and self._stopper.best_weights is not None:
             self._last_weights = snapshot(state.model)
             state.model.load_state_dict(self._stopper.best_weights)
@@ -488,15 +499,20 @@ class Trainer(Generic[Model, Batch]):
         """
         check_name(name)
         check_loader("data", data)
+        marks = self.state.metrics.marks()
         with self._prepared("test", Plan(val_batches=length_of(data))):
-            with Hooks(self._settings.callbacks, self.state) as hooks:
-                scores = self._evaluate(hooks, data, name, "test")
-            self.state.metrics.settle(scores)
-        return scores
+            try:
+                with Hooks(self._settings.callbacks, self.state) as hooks:
+                    return self._evaluate(hooks, data, name, "test")
+            finally:
+                self.state.metrics.settle(marks)  # the run's history and records are not about test data
 
-    def _evaluate(self, hooks: Hooks, data: Iterable[Batch], name: str, stage: Stage) -> dict[str, float]:
-        """One pass over evaluation data; the scores, which are logged as well."""
+    def _evaluate(self, hooks: Hooks, data: Iterable[Batch] | None, name: str, stage: Stage) -> dict[str, float]:
+        """One pass over evaluation data; the scores, which are logged as well. A validation given up stays due."""
+        assert data is not None  # a validation is due only where there is data for it
         state, metrics = self.state, self._settings.metrics
+        if stage == "val":
+            self._guard.look(state)
         averages, wanted, batches = Averages(eager=self._eager), hooks.overrides("on_eval_batch_end"), 0
         for metric in metrics.values():
             metric.reset()
@@ -514,6 +530,7 @@ class Trainer(Generic[Model, Batch]):
                 for metric_name, metric in metrics.items():
                     update_metric(metric_name, metric, output)
                 hooks.on_eval_batch_end(state, output)
+                del output  # else it would live on beside the next one
             if not batches:
                 raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
@@ -521,10 +538,12 @@ class Trainer(Generic[Model, Batch]):
                 scores |= named_scores(f"{name}/{metric_name}", metric.compute())
             for key, value in scores.items():
                 state.metrics.record(key, value)
-            if not math.isfinite(loss := scores[f"{name}/loss"]):
-                self._warn_once(name, f"{name}/loss is {loss}; it counts as no improvement")
+                if not math.isfinite(value):
+                    self._warn_once(key, f"{key} is {value}; it counts as no improvement")
             hooks.on_eval_end(state)
         state.stage = before  # an error leaves it, so that on_exception sees where it arose
+        if stage == "val":
+            self._validation_due = False
         return scores
 
     def predict(self, data: Iterable[Any], *, forward: Callable[[Model, Any], Any] | None = None) -> list[Any]:
@@ -553,7 +572,8 @@ class Trainer(Generic[Model, Batch]):
                         output = predictions_of(as_output(self._step(self.state.model, batch)))
                     else:
                         output = self.state.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-                outputs.append(map_tensors(lambda tensor: tensor.detach().cpu(), output))
+                outputs.append(move(map_tensors(Tensor.detach, output), torch.device("cpu")))
+                del output
         return outputs
 
     @contextlib.contextmanager
