@@ -92,6 +92,11 @@ def test_a_name_without_train_or_val_has_a_panel_of_its_own(figures: list[Figure
     assert {title: len(lines) for title, lines in drawn(figures[0]).items()} == {"lr": 1, "layer/norm": 2, "train": 1}
 
 
+def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(figures: list[Figure], tmp_path: Path) -> None:
+    result_of({r"val/$\frac$": 1.0}).plot(tmp_path / "curves.png")
+    assert list(drawn(figures[0])) == [r"$\frac$"]
+
+
 def test_one_epoch_is_a_point_with_a_whole_number_under_it(figures: list[Figure], tmp_path: Path) -> None:
     result_of({"train/loss": 0.5, "val/loss": 0.6}).plot(tmp_path / "curves.png")
     (ax,) = figures[0].axes

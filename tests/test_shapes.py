@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor, nn
 
 from helpers import At, line, line_trainer, ragged
-from loopwright import ShapeMismatchError, Trainer
+from loopwright import DataError, ShapeMismatchError, Trainer
 
 Shape = tuple[int, ...]
 
@@ -71,6 +71,12 @@ def test_shapes_that_would_broadcast_are_an_error_that_names_both(predicted: Sha
 def test_the_loss_function_makes_no_difference(name: str) -> None:
     with pytest.raises(ShapeMismatchError):
         trainer_of((4, 1), LOSSES[name]).fit([(torch.zeros(4, 2), torch.zeros(4))], epochs=1)
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss()], ids=repr)
+def test_whole_numbers_as_targets_of_a_regression_are_no_classes(loss: nn.Module) -> None:
+    with pytest.raises(ShapeMismatchError):
+        trainer_of((4, 1), loss).fit([(torch.zeros(4, 2), torch.arange(4))], epochs=1)
 
 
 def test_it_is_found_before_the_loss_is_computed_and_no_warning_of_torch_comes_first() -> None:
@@ -152,7 +158,8 @@ def test_shapes_that_do_not_broadcast_are_torchs_own_error() -> None:
 
 def test_a_step_is_the_way_out_where_broadcasting_is_meant() -> None:
     def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return (model(batch[0]) - batch[1]).square().mean()
+        loss: Tensor = (model(batch[0]) - batch[1]).square().mean()
+        return loss
 
     trainer = line_trainer(Reshaped((4, 1)), step=step)
     assert trainer.fit([(torch.zeros(4, 2), torch.zeros(4))], epochs=1).progress.step == 1
@@ -189,8 +196,6 @@ def test_predictions_that_are_no_tensor_are_the_losss_own_affair() -> None:
     ids=["dict of two", "one", "three", "tensor of two rows", "tensor", "number", "None", "two letters"],
 )
 def test_with_a_loss_a_batch_that_is_no_pair_is_an_error_that_names_step(batch: Any) -> None:
-    from loopwright import DataError
-
     with pytest.raises(DataError, match="not a pair of inputs and targets") as caught:
         line_trainer().fit([batch], epochs=1)
     assert "step=" in caught.value.fix

@@ -74,12 +74,20 @@ def plan_fit(
         DataError: The data is empty, and says so.
     """
     if epochs is None and steps is None:
-        raise ConfigError("fit has no target", fix="fit(train, epochs=10), or steps=1000")
+        raise ConfigError(
+            "fit has no target",
+            why="nothing says how long to train",
+            fix="fit(train, epochs=10), or steps=1000",
+        )
     for name, target in (("epochs", epochs), ("steps", steps)):
         if target is not None:
             check_count(name, target)
     if not isinstance(validate, Every):
-        raise ConfigError(f"validate is {validate!r}", fix="validate=Every(steps=100), or Every(epochs=1)")
+        raise ConfigError(
+            f"validate is {validate!r}",
+            why="whether it counts steps or epochs has to be said",
+            fix="validate=Every(steps=100), or Every(epochs=1)",
+        )
     check_loader("train", train)
     if length_of(train) == 0:
         raise no_batches("the training data", train)

@@ -117,7 +117,8 @@ def _mapping_like(function: Callable[[Any], Any], value: Mapping[Any, Any], chan
         return changed
     if isinstance(value, MutableMapping):
         twin = _unshared(value)  # keeps what the class adds: an order, a default factory
-        twin.update(changed)
+        for key, item in changed.items():  # not by update, which some classes refuse
+            twin[key] = item
         return twin
     try:
         return type(value)(changed)  # type: ignore[call-arg]  # read-only mappings are built from a dict by habit

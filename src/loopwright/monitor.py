@@ -35,7 +35,11 @@ class Monitor:
                 fix='mode="min" for a loss, mode="max" for an accuracy',
             )
         if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or not 0 <= min_delta < math.inf:
-            raise ConfigError(f"min_delta is {min_delta!r}, and must be a number of at least 0")
+            raise ConfigError(
+                f"min_delta is {min_delta!r}",
+                why="it is the change for the better that is too small to count, and must be a number of at least 0",
+                fix="for example min_delta=0.001",
+            )
         self.name: str = check_name(name)
         self.mode = mode
         self.min_delta = min_delta

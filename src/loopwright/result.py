@@ -14,6 +14,7 @@ from loopwright.state import Progress
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _Curve: TypeAlias = dict[float, float]  # from epoch to value
 _Panel: TypeAlias = dict[str, _Curve]  # the curves of one metric: "train", "val", or "" where it has no stage
@@ -91,14 +92,7 @@ class Result:
             _draw(ax, name, panel, self.restored_epoch)
         for ax in axes[len(panels) :]:
             ax.remove()
-        legend: dict[object, Artist] = {}  # one for all panels, each label once
-        for ax in figure.axes:
-            lines, labels = ax.get_legend_handles_labels()
-            legend.update(zip(labels, lines, strict=True))
-        if legend:
-            lines, labels = list(legend.values()), list(legend)
-            where = "outside upper center"
-            figure.legend(lines, labels, loc=where, ncols=len(labels), frameon=False, fontsize=9, columnspacing=1.5)
+        _legend(figure)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
 
@@ -144,8 +138,19 @@ def _draw(ax: Axes, name: str, panel: _Panel, restored_epoch: int | None) -> Non
     margin = max(0.5, 0.03 * (last - first))
     ax.set_xlim(first - min(margin, 0.9), last + margin)  # there is no epoch 0
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    ax.set_title(name, fontsize=11)
+    ax.set_title(name, fontsize=11, parse_math=False)  # a name may hold dollar signs
     ax.set_xlabel("epoch")
     ax.grid(color="0.9", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels, with each label once."""
+    found: dict[str, Artist] = {}
+    for ax in figure.axes:
+        lines, labels = ax.get_legend_handles_labels()
+        found.update(zip(labels, lines, strict=True))
+    if found:
+        style = {"ncols": len(found), "frameon": False, "fontsize": 9, "columnspacing": 1.5}
+        figure.legend(list(found.values()), list(found), loc="outside upper center", **style)

@@ -149,7 +149,7 @@ def unknown_metric(name: str, known: Mapping[str, object], fix: str = "") -> Unk
     )
 
 
-_NAME = re.compile(r"[^\W_][^\x00-\x1f\x7f-\x9f\\\u2028\u2029]*")
+_NAME = re.compile(r"[^\W_][^\\]*")
 
 
 def check_name(name: object) -> str:
@@ -157,12 +157,13 @@ def check_name(name: object) -> str:
 
     Raises:
         ConfigError: It is not a string, is empty or over 200 characters, does not begin with a letter
-            or digit, ends in a space, holds control characters, backslashes or a ``..`` part, or is
+            or digit, ends in a space, holds what cannot be printed, backslashes or a ``..`` part, or is
             one of the two columns that every record has, ``epoch`` and ``step``.
     """
     if (
         isinstance(name, str)
         and len(name) <= 200
+        and name.isprintable()
         and _NAME.fullmatch(name)
         and name == name.strip()
         and not {"", ".", ".."} & set(name.split("/"))
@@ -246,8 +247,10 @@ def scalar(name: str, value: object) -> float | Tensor:
             fix="log its mean(), or one name for each element",
         )
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError  # float would take its word for it
         return float(value)  # type: ignore[arg-type]  # whatever converts is a number: numpy's scalars do
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(
             f"the value of {name!r} is {value!r}",
             why="a metric is one real number",

@@ -80,18 +80,19 @@ class Metric(Protocol):
 def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Output]:
     """The step for batches of ``(inputs, targets)``: ``loss_fn(model(inputs), targets)``."""
     ignore_index = getattr(loss_fn, "ignore_index", None)
+    elementwise = isinstance(loss_fn, (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss))
 
     def supervised(model: nn.Module, batch: Any) -> Output:
+        if isinstance(batch, (Mapping, Tensor, str)):  # what could be taken apart, but is no pair
+            raise _not_a_pair(batch)
         try:
             inputs, targets = batch
         except (TypeError, ValueError):
             raise _not_a_pair(batch) from None
-        if isinstance(batch, Mapping):
-            raise _not_a_pair(batch)
         predictions = model(inputs)
         if isinstance(predictions, Tensor) and isinstance(targets, Tensor):
             if predictions.shape != targets.shape:
-                _check_shapes(predictions, targets)
+                _check_shapes(predictions, targets, elementwise=elementwise)
             if ignore_index is not None and not targets.is_floating_point():
                 valid = (targets != ignore_index).sum()
                 return Output(loss_fn(predictions, targets), valid, predictions, targets)
@@ -108,9 +109,9 @@ def _not_a_pair(batch: Any) -> DataError:
     )
 
 
-def _check_shapes(predictions: Tensor, targets: Tensor) -> None:
+def _check_shapes(predictions: Tensor, targets: Tensor, *, elementwise: bool) -> None:
     """Refuse floating predictions and targets of different shapes that torch would broadcast."""
-    if not (predictions.is_floating_point() and targets.is_floating_point()):
+    if not predictions.is_floating_point() or not (targets.is_floating_point() or elementwise):
         return  # class indices: their shapes differ by right
     pairs = zip(reversed(predictions.shape), reversed(targets.shape), strict=False)
     if all(a == b or 1 in (a, b) for a, b in pairs):

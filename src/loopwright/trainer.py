@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import inspect
 import logging
@@ -30,7 +29,7 @@ from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import deterministic_kernels, seed_everything
 from loopwright.result import Result
 from loopwright.schedule import Every, Schedule
-from loopwright.settings import Settings, check_callbacks, check_model, check_step
+from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
 from loopwright.state import Plan, Progress, Stage, State, check_name
 from loopwright.step import (
     LossFn,
@@ -46,7 +45,7 @@ from loopwright.step import (
     values_of,
     weigh,
 )
-from loopwright.weights import holds, snapshot
+from loopwright.weights import copied, holds, snapshot
 from loopwright.window import Window
 
 Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
@@ -116,7 +115,7 @@ class Trainer(Generic[Model, Batch]):
         check_step(loss, step)
         self._settings = Settings(
             schedule=schedule,
-            metrics=dict(metrics or {}),
+            metrics=check_metrics({} if metrics is None else metrics),
             callbacks=check_callbacks(callbacks),
             precision=precision,
             accumulate=accumulate,
@@ -159,6 +158,7 @@ class Trainer(Generic[Model, Batch]):
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._window: Window | None = None
+        self._window_from = 0, 0  # the batch and the samples at which it began
         self._output_wanted = False
         self._of_model: list[nn.Parameter] = []
         self._parameters: list[Tensor] = []  # the model's, and what else the optimizer holds
@@ -258,6 +258,7 @@ class Trainer(Generic[Model, Batch]):
         hooks.on_batch_start(state, batch)
         if self._window is None:
             self._window = Window(self._window_size())
+            self._window_from = state.progress.batch, state.progress.samples
             optimizer.zero_grad()
         if self._takes_closure:
             first: list[tuple[Output, int]] = []
@@ -302,8 +303,8 @@ class Trainer(Generic[Model, Batch]):
         """The end of a window: its gradients averaged and clipped, and the optimizer's step."""
         state, optimizer, scaler, window = self.state, self.state.optimizer, self._scaler, self._window
         assert window is not None
-        self._window = None
         if not window.finite or window.empty:
+            self._window = None
             state.progress.skipped += 1
             if not window.finite:
                 self._guard.parameters(state.model)  # with ruined weights every later step would be skipped too
@@ -328,6 +329,7 @@ class Trainer(Generic[Model, Batch]):
         else:
             optimizer.step()
             skipped = False
+        self._window = None
         if skipped:
             state.progress.skipped += 1
             if self._settings.on_nonfinite == "skip":
@@ -370,6 +372,7 @@ class Trainer(Generic[Model, Batch]):
             raise ConfigError(
                 f"{type(self.state.optimizer).__name__}.step did not call its closure",
                 why="the closure is where the batch's loss and gradients come from",
+                fix="call it in step; an optimizer that can do without declares step(self, closure=None)",
             )
         self._window = None
         self._stepped(hooks, window)
@@ -443,6 +446,9 @@ class Trainer(Generic[Model, Batch]):
         """Begin the run, or go on where the last fit ended."""
         state, settings, model = self.state, self._settings, self.state.model
         state.stop_reason = None
+        if self._window is not None:  # an error left it open: its batches have made no step, and get their turn again
+            state.progress.batch, state.progress.samples = self._window_from
+            self._window = None
         if state.progress.fresh and settings.seed is not None:
             seed_everything(settings.seed)
         if self._callback_states is not None:
@@ -458,7 +464,6 @@ class Trainer(Generic[Model, Batch]):
             logger.info("the model was in eval mode; it has been put in training mode, with all of its submodules")
         if self._plateau is not None:
             check_validated(self._plateau.name, state)
-        self._window = None
         self._of_model = list(model.parameters())
         in_optimizer = (p for group in state.optimizer.param_groups for p in group["params"])
         self._parameters = list({id(p): p for p in (*self._of_model, *in_optimizer)}.values())
@@ -472,7 +477,7 @@ class Trainer(Generic[Model, Batch]):
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
         # Copies: another trainer may use the same callbacks before the next fit.
-        self._callback_states = [copy.deepcopy(callback.state_dict()) for callback in self._settings.callbacks]
+        self._callback_states = [copied(callback.state_dict()) for callback in self._settings.callbacks]
         if self._stopper is not None and self._stopper.best_weights is not None:
             self._last_weights = snapshot(state.model)
             state.model.load_state_dict(self._stopper.best_weights)
