@@ -43,8 +43,16 @@ class Problem:
     by_hand: Callable[[int], None]  # called with the number of epochs
 
 
+def small_network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(10, 5), nn.Linear(5, 3), nn.Linear(3, 1))
+
+
+def larger_network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))
+
+
 def document_000() -> Problem:
-    model = nn.Sequential(nn.Linear(10, 5), nn.Linear(5, 3), nn.Linear(3, 1))
+    model = small_network()
     optimizer, criterion = optim.SGD(model.parameters(), lr=0.01), nn.MSELoss()
     features = torch.randn(100, 10)
     labels = features @ torch.randn(10) + 0.1 * torch.randn(100)
@@ -135,11 +143,11 @@ class Clocked:
         return statistics.median(b - a for a, b in zip(self.asked, self.asked[1:], strict=False))
 
 
-def ready_made(batches: int, *, clocked: bool) -> Problem:
-    """Document 000's network on a list of batches: without a loader, what is left is the loop's own cost."""
-    model = nn.Sequential(nn.Linear(10, 5), nn.Linear(5, 3), nn.Linear(3, 1))
+def ready_made(network: Callable[[], nn.Sequential], batches: int, shape: tuple[int, int], *, clocked: bool) -> Problem:
+    """A list of batches, and no loader: what is left is the loop's own cost."""
+    model = network()
     optimizer, criterion = optim.SGD(model.parameters(), lr=0.01), nn.MSELoss()
-    made = [(torch.randn(10, 10), torch.randn(10, 1)) for _ in range(batches)]
+    made = [(torch.randn(shape), torch.randn(shape[0], 1)) for _ in range(batches)]
     data: Iterable[tuple[Tensor, Tensor]] = Clocked(made) if clocked else made
 
     def by_hand(epochs: int) -> None:
@@ -173,8 +181,9 @@ CASES = (
     Case("document 000", document_000, epochs=20, steps=200),
     Case("document 001", document_001, epochs=100, steps=100),
     Case("document 002", document_002, epochs=10, steps=40),
-    Case("ready-made batches", partial(ready_made, 100, clocked=True), epochs=3, steps=300),
-    Case("a single step", partial(ready_made, 1, clocked=False), epochs=1, steps=1),
+    Case("ready-made batches", partial(ready_made, small_network, 100, (10, 10), clocked=True), epochs=3, steps=300),
+    Case("larger network", partial(ready_made, larger_network, 25, (256, 64), clocked=True), epochs=3, steps=75),
+    Case("a single step", partial(ready_made, small_network, 1, (10, 10), clocked=False), epochs=1, steps=1),
 )
 
 

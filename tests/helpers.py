@@ -149,3 +149,13 @@ def assert_same_run(one: Outcome, other: Outcome) -> None:
     assert one.result.history == other.result.history
     assert one.result.progress == other.result.progress
     assert all_equal(one.generators, other.generators)
+
+
+class PassError(Exception):
+    """What goes wrong in a pass on purpose."""
+
+
+def raising_after(batches: Iterable[Samples]) -> Iterator[Samples]:
+    """These batches, and then an error in place of the next one."""
+    yield from batches
+    raise PassError

@@ -18,7 +18,8 @@ import overhead
 from overhead import Case, OtherBitsError, Problem, Way
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "overhead.py"
-SMALL = Case("small", partial(overhead.ready_made, 3, clocked=False), epochs=2, steps=6)
+THREE_BATCHES = partial(overhead.ready_made, overhead.small_network, 3, (10, 10), clocked=False)
+SMALL = Case("small", THREE_BATCHES, epochs=2, steps=6)
 
 
 def test_the_overhead_benchmark_reports_every_case_with_the_bits_of_the_loop_by_hand(tmp_path: Path) -> None:
@@ -36,6 +37,7 @@ def test_the_overhead_benchmark_reports_every_case_with_the_bits_of_the_loop_by_
         ("document 001", 1, 1),
         ("document 002", 1, 4),
         ("ready-made batches", 1, 100),
+        ("larger network", 1, 25),
         ("a single step", 1, 1),
     ]
     spread = {"median", "quartile1", "quartile3"}

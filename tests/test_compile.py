@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from helpers import At, Samples, line_trainer, ragged
+from helpers import At, line_trainer, ragged
 from loopwright import State
 
 
@@ -109,51 +111,51 @@ def test_a_compiled_model_can_be_copied_after_fit() -> None:
     copy.deepcopy(model)
 
 
-@pytest.mark.slow
-def test_with_torchs_own_compiler_one_graph_is_made_for_training_and_one_for_evaluation() -> None:
-    torch._dynamo.reset()
-    counted = CompileCounter()
-    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 1))
-    plain = model.compile
-
-    def compile_counted() -> None:
-        plain(backend=counted)
-
-    model.compile = compile_counted  # type: ignore[method-assign]  # a backend that counts, and makes no machine code
-
-    def step(model: nn.Module, batch: Samples) -> Tensor:
-        loss: Tensor = (model(batch[0]) - batch[1]).square().mean()
-        return loss
-
-    trainer = line_trainer(model, step=step, compile=True)
-    trainer.fit(ragged(4, 4, 4), ragged(4, 4), epochs=3)
-    assert 1 <= counted.frame_count <= 2
-    torch._dynamo.reset()
-
-
-# torch's own compiler still goes past it when it is imported.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.slow
-def test_a_model_that_torch_compiles_to_machine_code_learns_what_the_plain_one_learns() -> None:
-    torch._dynamo.reset()
-    models = [Plain() for _ in range(2)]
-    losses = [
-        line_trainer(model, compile=compile_).fit(ragged(4, 4), ragged(4), epochs=2).history
-        for model, compile_ in zip(models, (True, False), strict=True)
-    ]
-    for compiled, plain in zip(*losses, strict=True):
-        assert compiled == pytest.approx(plain, rel=1e-4)
-    assert list(models[0].state_dict()) == list(models[1].state_dict())
-    torch._dynamo.reset()
-
-
 class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.layers = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.layers = in_sequence()
 
     def forward(self, inputs: Tensor) -> Tensor:
         out: Tensor = self.layers(inputs)
         return out
+
+
+def in_sequence() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("make", [Plain, in_sequence], ids=["a class of one's own", "nn.Sequential"])
+def test_torch_makes_one_graph_for_training_and_one_for_evaluation(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = CompileCounter()  # takes the graphs, and makes no machine code
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=graphs))
+    model, twin = make(), make()
+    line_trainer(model, compile=True).fit(ragged(4, 4, 4), ragged(4, 4), epochs=3)
+    assert graphs.frame_count == 2
+    line_trainer(twin).fit(ragged(4, 4, 4), ragged(4, 4), epochs=3)
+    assert list(model.state_dict()) == list(twin.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+# What torch imports for it still uses what torch deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.slow
+def test_a_model_in_machine_code_learns_what_the_plain_one_learns() -> None:
+    compiled, plain = (
+        line_trainer(Plain(), compile=compile_).fit(ragged(4, 4), epochs=2).history for compile_ in (True, False)
+    )
+    for row, expected in zip(compiled, plain, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)

@@ -55,7 +55,7 @@ class Result:
         Raises:
             ConfigError: matplotlib is not installed, cannot write this format, or there is nothing to draw.
 
-        Example:
+        Examples:
             >>> result = Trainer(model, optimizer, loss).fit(train_loader, val_loader, epochs=3)
             >>> result.plot("runs/curves.png")
         """
