@@ -26,6 +26,7 @@ help:  ## list these commands
 
 demo: .venv/.examples  ## train on real data: prints a table, writes pictures below runs/
 	$(PY) examples/real_data.py
+	$(PY) examples/workflow.py
 
 test: .venv/.dev  ## all checks: ruff, mypy, pyright, the tests, the site
 	$(PY) -m ruff check

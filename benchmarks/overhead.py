@@ -1,9 +1,8 @@
 """What the trainer costs on top of the loop written by hand, on models so small that it shows.
 
 Each case is trained by hand, by the trainer alone ("bare"), and with a bar, a CSV file and early stopping ("as used").
-All are timed in turns, in an order that is reversed every round, so that whatever slows the machine slows each of
-them. Before a round counts, the weights and the state of the random generator have to be those of the loop by hand,
-bit for bit.
+These take turns, in an order that is reversed every round, so that whatever slows the machine slows each of them.
+Before a round counts, weights and random generator have to be where the loop by hand leaves them, bit for bit.
 
 $ python benchmarks/overhead.py --json overhead.json --markdown overhead.md
 """
@@ -14,12 +13,14 @@ import argparse
 import io
 import json
 import os
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -42,8 +43,16 @@ class Problem:
     by_hand: Callable[[int], None]  # called with the number of epochs
 
 
+def small_network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(10, 5), nn.Linear(5, 3), nn.Linear(3, 1))
+
+
+def larger_network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))
+
+
 def document_000() -> Problem:
-    model = nn.Sequential(nn.Linear(10, 5), nn.Linear(5, 3), nn.Linear(3, 1))
+    model = small_network()
     optimizer, criterion = optim.SGD(model.parameters(), lr=0.01), nn.MSELoss()
     features = torch.randn(100, 10)
     labels = features @ torch.randn(10) + 0.1 * torch.randn(100)
@@ -60,7 +69,7 @@ def document_000() -> Problem:
                 optimizer.step()
                 running_loss += loss.item()
 
-    # The trainer has no line for the squeeze: the model that it gets does the same, as in the example.
+    # The trainer has no line for the squeeze: as in the example, its model ends in a layer that does the same.
     return Problem(nn.Sequential(*model, nn.Flatten(start_dim=0)), optimizer, criterion, dataloader, by_hand)
 
 
@@ -114,11 +123,32 @@ def document_002() -> Problem:
     return Problem(model, optimizer, criterion, dataloader, by_hand)
 
 
-def ready_made(batches: int) -> Problem:
-    """Document 000's network on a list of batches: no loader, so that what is left is the loop's own cost."""
-    model = nn.Sequential(nn.Linear(10, 5), nn.Linear(5, 3), nn.Linear(3, 1))
+class Clocked:
+    """A list of batches that notes when each is asked for: from one to the next is exactly one step of a loop."""
+
+    def __init__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.batches = batches
+        self.asked: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batches:
+            self.asked.append(perf_counter())
+            yield batch
+
+    def step(self) -> float:
+        """The seconds that a step took: the median, which the few between two epochs do not touch."""
+        return statistics.median(b - a for a, b in zip(self.asked, self.asked[1:], strict=False))
+
+
+def ready_made(network: Callable[[], nn.Sequential], batches: int, shape: tuple[int, int], *, clocked: bool) -> Problem:
+    """A list of batches, and no loader: what is left is the loop's own cost."""
+    model = network()
     optimizer, criterion = optim.SGD(model.parameters(), lr=0.01), nn.MSELoss()
-    data = [(torch.randn(10, 10), torch.randn(10, 1)) for _ in range(batches)]
+    made = [(torch.randn(shape), torch.randn(shape[0], 1)) for _ in range(batches)]
+    data: Iterable[tuple[Tensor, Tensor]] = Clocked(made) if clocked else made
 
     def by_hand(epochs: int) -> None:
         for _ in range(epochs):
@@ -135,25 +165,25 @@ def ready_made(batches: int) -> Problem:
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, and for how many epochs it is trained."""
+    """A problem, and for how long it is trained."""
 
     name: str
     problem: Callable[[], Problem]
     epochs: int
-    batches: int  # in an epoch
+    steps: int  # in all
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in one run."""
-        return self.epochs * self.batches
+    def shortened(self) -> Case:
+        """The same for one epoch."""
+        return replace(self, epochs=1, steps=self.steps // self.epochs)
 
 
 CASES = (
-    Case("document 000", document_000, epochs=20, batches=10),
-    Case("document 001", document_001, epochs=100, batches=1),
-    Case("document 002", document_002, epochs=10, batches=4),
-    Case("ready-made batches", partial(ready_made, 100), epochs=3, batches=100),
-    Case("a single step", partial(ready_made, 1), epochs=1, batches=1),
+    Case("document 000", document_000, epochs=20, steps=200),
+    Case("document 001", document_001, epochs=100, steps=100),
+    Case("document 002", document_002, epochs=10, steps=40),
+    Case("ready-made batches", partial(ready_made, small_network, 100, (10, 10), clocked=True), epochs=3, steps=300),
+    Case("larger network", partial(ready_made, larger_network, 25, (256, 64), clocked=True), epochs=3, steps=75),
+    Case("a single step", partial(ready_made, small_network, 1, (10, 10), clocked=False), epochs=1, steps=1),
 )
 
 
@@ -187,52 +217,54 @@ def _fit(problem: Problem, case: Case, callbacks: list[Callback]) -> Callable[[]
 
 
 Way = Callable[[Problem, Case], Callable[[], object]]
-"""A way to train a problem: what is to be timed, with everything built."""
+"""A way to train a problem: it builds what it needs, and returns what is to be timed."""
 
 
-class OtherBits(Exception):
-    """A way of training has not ended where the loop by hand has, so that its time says nothing."""
+class OtherBitsError(Exception):
+    """A way to train has not ended where the loop by hand has, so that its time says nothing."""
 
 
 def measure(case: Case, ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
-    """The seconds that each way took, round by round; the first of ``ways`` is the one to be equal to.
+    """The seconds a step that each way took, round by round.
+
+    Args:
+        case: What to train.
+        ways: Names to ways. The others have to come to the same bits as the first.
+        rounds: How often to train it in each way.
 
     Raises:
-        OtherBits: One of them came to other weights, or drew other random numbers.
+        OtherBitsError: One of them came to other weights, or drew other random numbers.
     """
+    first, *others = ways
     times: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(-1, rounds):
+    for number in range(rounds + 1):
         ends = {}
         for way in ways if number % 2 else reversed(list(ways)):
-            torch.manual_seed(number + 1)
+            torch.manual_seed(number)
             problem = case.problem()
-            run = ways[way](problem, case)
-            times[way].append(seconds(run))
+            took = seconds(ways[way](problem, case))
+            times[way].append(problem.data.step() if isinstance(problem.data, Clocked) else took / case.steps)
             ends[way] = {**problem.model.state_dict(), "the random generator's state": torch.get_rng_state()}
-        first, *others = ways
-        for other in others:
+        for way in others:
             for name, value in ends[first].items():
-                if not torch.equal(value, ends[other][name]):
-                    raise OtherBits(f"{case.name}, round {number}: {name} is not that of the loop by hand in {other!r}")
-        if number < 0:  # the round in which everything is loaded and warm
-            times = {way: [] for way in ways}
-    return times
+                if not torch.equal(value, ends[way][name]):
+                    raise OtherBitsError(f"{case.name}, {way}, round {number}: other bits than {first} in {name}")
+    return {way: taken[1:] for way, taken in times.items()}  # without the round in which everything gets warm
 
 
-def report(case: Case, times: Mapping[str, list[float]]) -> dict[str, Any]:
-    """What the measurements say, each way compared with the first within its own round."""
-    microseconds = {way: [1e6 * t / case.steps for t in taken] for way, taken in times.items()}
-    (_, hand), *others = microseconds.items()
+def report(case: Case, times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """What the measurements say: each way compared with the first, always within one round."""
+    (_, first), *others = times.items()
     return {
         "case": case.name,
         "epochs": case.epochs,
         "steps": case.steps,
-        "by_hand_us_per_step": asdict(Spread.of(hand)),
+        "by_hand_us_per_step": asdict(Spread.of([1e6 * a for a in first])),
         "loopwright": {
             way: {
-                "rounds_with_equal_bits": len(taken),  # measure saw to it
-                "ratio": asdict(Spread.of([a / b for a, b in zip(taken, hand, strict=True)])),
-                "added_us_per_step": asdict(Spread.of([a - b for a, b in zip(taken, hand, strict=True)])),
+                "rounds_with_equal_bits": len(taken),  # measure lets no other pass
+                "ratio": asdict(Spread.of([b / a for a, b in zip(first, taken, strict=True)])),
+                "added_us_per_step": asdict(Spread.of([1e6 * (b - a) for a, b in zip(first, taken, strict=True)])),
             }
             for way, taken in others
         },
@@ -244,27 +276,25 @@ def as_table(reports: Iterable[Mapping[str, Any]]) -> Table:
     rows = [["case", "steps", "by hand, us a step", "loopwright", "ratio", "added, us a step"]]
     for found in reports:
         for way, figures in found["loopwright"].items():
-            hand, ratio, added = (
-                Spread(**spread)
-                for spread in (found["by_hand_us_per_step"], figures["ratio"], figures["added_us_per_step"])
-            )
-            cells = [found["case"], str(found["steps"]), hand.text(1), way, ratio.text(2), added.text(1)]
-            rows.append(cells)
+            hand = Spread(**found["by_hand_us_per_step"]).text(1)
+            ratio, added = Spread(**figures["ratio"]).text(2), Spread(**figures["added_us_per_step"]).text(1)
+            rows.append([found["case"], str(found["steps"]), hand, way, ratio, added])
     return rows
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100, help="how often each case is timed (default: 100)")
-    parser.add_argument("--quick", action="store_true", help="two rounds, to see that all works; the times mean little")
+    parser.add_argument("--quick", action="store_true", help="two rounds of an epoch: they show bits, not times")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table there, for a page")
     options = parser.parse_args(arguments)
-    rounds = 2 if options.quick else options.rounds
+    rounds, cases = (2, [case.shortened() for case in CASES]) if options.quick else (options.rounds, CASES)
     if rounds < 2:
         parser.error("--rounds must be at least 2: a spread needs two values")
 
     torch.set_num_threads(1)
+    os.environ.update(TERM="xterm", TQDM_DISABLE="0")  # the bar is drawn, wherever this runs
     freeze()
     with tempfile.TemporaryDirectory() as folder, Terminal() as screen:
         ways: dict[str, Way] = {
@@ -273,17 +303,17 @@ def main(arguments: list[str] | None = None) -> None:
             "as used": partial(as_used, screen=screen, folder=Path(folder)),
         }
         try:
-            reports = [report(case, measure(case, ways, rounds)) for case in CASES]
-        except OtherBits as error:
+            reports = [report(case, measure(case, ways, rounds)) for case in cases]
+        except OtherBitsError as error:
             sys.exit(str(error))
 
-    facts, table = machine(), as_table(reports)
-    print(*(f"{name}: {fact}" for name, fact in facts.items()), f"rounds: {rounds}", "", aligned(table), sep="\n")
+    facts, table = machine() | {"rounds": str(rounds)}, as_table(reports)
+    print(*(f"{name}: {fact}" for name, fact in facts.items()), "", aligned(table), sep="\n")
     if options.json is not None:
         options.json.write_text(json.dumps({"machine": facts, "rounds": rounds, "cases": reports}, indent=2) + "\n")
     if options.markdown is not None:
         listed = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
-        options.markdown.write_text(f"{markdown(table)}\n\nMeasured with {rounds} rounds on:\n\n{listed}\n")
+        options.markdown.write_text(f"{markdown(table)}\n\n{listed}\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """Document 003: the canonical step, watched: does it learn, converge, diverge; and is it deterministic.
 
-The loop by hand: plain/fundamentals.py.
+The loop by hand, plain/fundamentals.py, goes on with nan where this one stops.
 
-$ python examples/fundamentals.py
+    $ python examples/fundamentals.py
+    lr 0.02: loss 3.732 1.605 0.694 0.306 0.140 0.068 0.037 0.023 0.017 0.014 0.013 0.012 0.012 0.012
+             stopped: train/loss did not improve in 3 evaluations; ...
+    lr 2.0:  [non-finite] the loss is inf in epoch 4, batch 6, ...
+    lr 1.0:  stopped: diverging: the loss rose from 25.25 to 470.9
+    two runs give the same bits: True
 """
 
 import torch

@@ -2,7 +2,13 @@
 
 The loop by hand: plain/linear_regression.py; with the gradients by hand, too: plain/linear_regression_numpy.py.
 
-$ python examples/linear_regression.py
+    $ python examples/linear_regression.py
+    step 1
+      forward   y_pred = -0.0075 x + 0.5364, loss 9.5313
+    ...
+    loss after 100 epochs: 0.0334
+    weight tensor([[2.9762]])
+    bias tensor([0.0319])
 """
 
 import torch

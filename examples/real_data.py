@@ -1,8 +1,14 @@
 """Real data: a small network with early stopping beside ridge regression, on scikit-learn's bundled diabetes data.
 
-Ten measurements of 442 patients; the target, from 25 to 346, says how far the disease went on within a year.
+Ten measurements of 442 patients; the target, from 25 to 346, says how far the disease went on within a year. One seed
+is one split: over the seeds 1 to 30 the means are 45.0 against 45.4 and 0.465 against 0.457, the network's R2 the
+higher in 21.
 
     $ python examples/real_data.py
+    89 patients held out     MAE      R2
+    ridge regression        45.8   0.345
+    network                 44.3   0.378
+    stopped after epoch 44, back to epoch 24: runs/real_data.png
 """
 
 from collections.abc import Callable
@@ -50,7 +56,7 @@ def compare(seed: int, *callbacks: Callback) -> tuple[dict[str, tuple[float, flo
     (train, val, test), spread = make_data(seed)
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(10, 64), nn.SiLU(), nn.Dropout(0.4), nn.Linear(64, 1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.001, weight_decay=1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=1.0)
     metrics = {"mae": Score(mean_absolute_error, unit=spread), "r2": Score(r2_score)}
     watch = [EarlyStopping("val/loss", mode="min", patience=20, restore_best=True), *callbacks]
     trainer = Trainer(model, optimizer, nn.MSELoss(), metrics=metrics, callbacks=watch, device="cpu")

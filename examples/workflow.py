@@ -2,7 +2,10 @@
 
 The loop by hand: plain/workflow.py.
 
-$ python examples/workflow.py
+    $ python examples/workflow.py
+    mean absolute error before: 0.4945, after: 0.0084
+    weight 0.6990 of 0.7, bias 0.3093 of 0.3
+    picture: runs/workflow.png
 """
 
 from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import loopwright
-from loopwright import Callback, Trainer
+from loopwright import Callback, Result, State, Trainer
+from loopwright.testing import HookRecorder
 
 Samples = tuple[Tensor, Tensor]  # inputs (n, 3) and targets (n, 1)
 
@@ -117,3 +119,43 @@ class At(Callback[Any]):
         for name, function in hooks.items():
             assert hasattr(Callback, name), name
             setattr(self, name, function)
+
+
+class StopsIn(HookRecorder):
+    """Orders a stop at one call of one hook."""
+
+    def __init__(self, hook: str, call: int = 1, reason: str = "enough") -> None:
+        super().__init__()
+        self.hook, self.call, self.reason = hook, call, reason
+
+    def record(self, hook: str, state: State) -> None:
+        super().record(hook, state)
+        if hook == self.hook and self.hooks.count(hook) == self.call:
+            state.stop(self.reason)
+
+
+@dataclass
+class Outcome:
+    """All that a run has come to, for a comparison with another one."""
+
+    weights: list[Tensor]
+    result: Result
+    generators: list[Tensor] = field(default_factory=lambda: [torch.get_rng_state()])
+
+
+def assert_same_run(one: Outcome, other: Outcome) -> None:
+    """The same weights, history and counters, and random generators at the same place, bit for bit."""
+    assert all_equal(one.weights, other.weights)
+    assert one.result.history == other.result.history
+    assert one.result.progress == other.result.progress
+    assert all_equal(one.generators, other.generators)
+
+
+class PassError(Exception):
+    """What goes wrong in a pass on purpose."""
+
+
+def raising_after(batches: Iterable[Samples]) -> Iterator[Samples]:
+    """These batches, and then an error in place of the next one."""
+    yield from batches
+    raise PassError

@@ -145,17 +145,17 @@ def first_line(hook: str) -> str:
 
 
 def table() -> str:
-    """The record as a table: a line a row, and what each hook is for where it is called first."""
-    lines = ["| what happens | epoch, batch, step | what holds there |", "|---|---|---|"]
+    """The record as a table: a line a row, and what holds in a hook where it is called first."""
+    lines = ["| epoch, batch, step | what happens |", "|---|---|"]
     seen: set[str] = set()
     for event in record_one_epoch():
         if event.progress is None:
-            lines.append(f"| `{event.name}` | | |")
+            lines.append(f"| | `{event.name}` |")
             continue
         progress = event.progress
         link = f"[**{event.name}**](../reference/callback.md#loopwright.Callback.{event.name})"
-        words = "" if event.name in seen else first_line(event.name)
-        lines.append(f"| {link} | {progress.epoch}, {progress.batch}, {progress.step} | {words} |")
+        words = "" if event.name in seen else f". {first_line(event.name)}"
+        lines.append(f"| {progress.epoch}, {progress.batch}, {progress.step} | {link}{words} |")
         seen.add(event.name)
     return "\n".join(lines) + "\n"
 

@@ -47,17 +47,18 @@ class LastOfSequence(nn.Module):
 
 
 class WithIdleParts(nn.Module):
-    """A plain net with a frozen weight, and a layer that never gets a gradient."""
+    """A plain net with a frozen weight, a layer that gets a gradient only now and then, and one that never does."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.seldom = nn.Linear(6, 2)
         self.idle = nn.Linear(3, 3)
         next(self.layers.parameters()).requires_grad_(False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         out: Tensor = self.layers(inputs)
-        return out
+        return out + self.seldom(inputs) if inputs[0, 0] > 0.5 else out
 
 
 def _classes(n: int) -> Tensor:

@@ -112,7 +112,7 @@ def test_many_small_values_are_summed_in_double_precision() -> None:
         assert averaged([(value, weight) for value in values], eager=False)["loss"] == pytest.approx(exact, rel=1e-14)
 
 
-def test_the_default_dtype_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_dtype_does_not_matter() -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

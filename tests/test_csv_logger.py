@@ -402,13 +402,23 @@ def test_rows_of_a_fast_run_are_handed_on_together(tmp_path: Path) -> None:
     assert len(sees.sizes) < 10 + 2 * (time.monotonic() - began)
 
 
+def test_the_rows_that_a_state_tells_of_are_in_the_file(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "metrics.csv")
+    logger.open(tiny_state(), fresh=True)
+    for step in (1, 2, 3):
+        logger.write(1, step, {"own": 0.5})
+        assert logger.state_dict()["rows"] == len(rows_of(logger.path)) == step
+    logger.close()
+
+
 def test_rows_of_a_slow_run_wait_no_longer_than_a_second(tmp_path: Path) -> None:
     class Slow(Callback[Any]):
-        def on_epoch_start(self, state: State) -> None:
-            time.sleep(1.05)
+        def on_batch_start(self, state: State, batch: Any) -> None:
+            if state.progress.step == 2:
+                time.sleep(1.05)
 
     sees = Sees(tmp_path / "metrics.csv")
-    trainer_with(Slow(), CSVLogger(tmp_path / "metrics.csv", every=Every(steps=1)), sees).fit(tiny_data(4), epochs=1)
+    trainer_with(Slow(), CSVLogger(tmp_path / "metrics.csv", every=Every(steps=1)), sees).fit(tiny_data(12), steps=3)
     assert max(sees.sizes) == (tmp_path / "metrics.csv").stat().st_size
 
 
@@ -427,6 +437,21 @@ def test_a_killed_process_leaves_the_rows_of_its_epochs(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=120)
     assert ran.returncode == -9
     assert [row["epoch"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2", "3"]
+
+
+def test_a_column_that_came_after_the_saved_state_is_gone_again(tmp_path: Path) -> None:
+    killed = CSVLogger(tmp_path / "metrics.csv")
+    killed.open(tiny_state(), fresh=True)
+    killed.write(1, 1, {"own": 0.5})
+    saved = killed.state_dict()
+    killed.write(1, 1, {"of the error": 1.0})
+    killed.close()
+    resumed = CSVLogger(tmp_path / "metrics.csv")
+    resumed.load_state_dict(saved)
+    resumed.open(tiny_state(), fresh=False)
+    resumed.write(1, 2, {"own": 0.25})
+    resumed.close()
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,step,own\n1,1,0.5\n1,2,0.25\n"
 
 
 def test_a_rate_logged_each_step_is_there_at_every_row(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -398,6 +400,10 @@ def test_a_hook_replaced_in_mid_run_counts_from_the_next_fit_on() -> None:
 
 def test_hooks_may_be_any_callable_and_errors_in_them_name_the_hook() -> None:
     class Odd(Callback):
+        def say(self, words: str, state: State) -> None:
+            seen.append(words)
+
+        on_fit_start = functools.partialmethod(say, "partial")
         on_epoch_end = lambda self, state: seen.append("lambda")  # noqa: E731
 
         @staticmethod
@@ -413,7 +419,7 @@ def test_hooks_may_be_any_callable_and_errors_in_them_name_the_hook() -> None:
     odd.__dict__["on_batch_start"] = lambda state, batch: seen.append("instance")
     with pytest.raises(ValueError, match="planted") as caught:
         small_trainer(odd).fit(some_batches(1), epochs=1)
-    assert seen == ["static", "instance"]
+    assert seen == ["partial", "static", "instance"]
     assert "Odd in its hook on_step_end" in "\n".join(caught.value.__notes__)
 
 
@@ -534,6 +540,25 @@ def test_every_tensor_of_an_output_is_detached_and_its_loss_is_the_steps_own(acc
     small_trainer(Checks(), step=step, accumulate=accumulate).fit(some_batches(3), some_batches(1), epochs=1)
     hooks = ["backward", "batch"] * 3 + ["eval"]
     assert seen == list(zip(hooks, [own[0]] * 2 + [own[1]] * 2 + [own[2]] * 2 + [own[3]], strict=True))
+
+
+def test_the_predictions_may_be_a_mapping_that_refuses_to_be_updated() -> None:
+    class Named(OrderedDict[str, Tensor]):
+        def update(self, *args: Any, **kwargs: Any) -> None:
+            raise NotImplementedError
+
+    def step(model: nn.Module, batch: Any) -> Output:
+        values = model(batch[0])
+        named = Named()
+        named["values"] = values
+        return Output(values.mean(), predictions=named)
+
+    class Checks(Callback):
+        def on_batch_end(self, state: State, output: Output) -> None:
+            assert type(output.predictions) is Named
+            assert not output.predictions["values"].requires_grad
+
+    small_trainer(Checks(), step=step).fit(some_batches(2), epochs=1)
 
 
 def test_an_output_is_frozen() -> None:

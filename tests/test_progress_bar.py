@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from fcntl import ioctl
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,6 @@ import pytest
 import torch
 import tqdm
 from torch import nn
-from torch._C._distributed_c10d import HashStore
 
 from loopwright import Callback, Every, Output, State, Trainer
 from loopwright.callbacks import ProgressBar
@@ -118,7 +118,7 @@ def test_redirected_output_is_a_plain_line_an_epoch_and_nothing_else() -> None:
 
 def test_on_a_terminal_one_line_is_drawn_over_and_left_in_its_final_state_without_colour() -> None:
     with pseudo_terminal() as (terminal, text):
-        run_program(terminal, NO_COLOR="1", TQDM_COLOUR="green")
+        run_program(terminal, NO_COLOR="1", TQDM_COLOUR="green", TQDM_DISABLE="0")
         output = text()
     assert output.count("\n") == 1
     assert output.endswith("\r\n")
@@ -192,9 +192,11 @@ def test_only_rank_0_shows_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown == {"0": True, "1": False, "12": False}
 
 
-def test_the_rank_of_torch_distributed_counts_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_of_torch_distributed_counts_before_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("RANK", "1")
-    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         file = io.StringIO()
         two_step_fit(ProgressBar(file=file))
@@ -249,19 +251,23 @@ def test_data_without_a_length_gets_lines_too() -> None:
     assert without_values(lines_of(file)) == ["epoch:1/1  step 2  train/loss", "epoch:2  batch 1  step 3  train/loss"]
 
 
-def test_the_rate_is_that_of_training_without_validation() -> None:
-    class Slow(Callback[Any]):
-        def on_batch_end(self, state: State, output: Output) -> None:
-            time.sleep(0.02)
-
-        def on_eval_batch_end(self, state: State, output: Output) -> None:
-            time.sleep(0.2)
-
-    file = io.StringIO()
-    trainer_with(Slow(), ProgressBar(file=file)).fit(tiny_data(), tiny_data(), epochs=2)  # 8 samples in over 0.04 s
-    rates = [int(found) for found in re.findall(r"(\d+) samples/s", file.getvalue())]
-    assert len(rates) == 2
-    assert all(30 < rate <= 200 for rate in rates)  # with the 0.4 s of validation, it would be below 19
+def test_the_rate_is_that_of_training_without_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("loopwright.callbacks.progress_bar.monotonic", lambda: now)
+    file, state = io.StringIO(), tiny_state()
+    bar = ProgressBar(file=file)
+    bar.setup(state)
+    bar.on_epoch_start(state)
+    state.progress.samples, now = 10, 3.0
+    state.stage = "val"
+    bar.on_eval_start(state)
+    now = 99.0
+    bar.on_eval_end(state)
+    state.stage, now = "train", 100.0
+    state.progress.epoch, state.progress.step = 1, 5
+    state.log("train/loss", math.nan)
+    bar.on_epoch_end(state)
+    assert file.getvalue() == "epoch 1  step 5  train/loss nan  2.5 samples/s\n"
 
 
 def test_evaluate_gets_a_line() -> None:
@@ -439,9 +445,9 @@ def test_a_fast_run_is_drawn_about_ten_times_a_second_and_metrics_read_only_then
     terminal = Terminal()
     trainer = trainer_with(LogsTensor(), ProgressBar(file=terminal))
     began = time.monotonic()
-    trainer.fit(tiny_data(16000, 4), epochs=1)
+    trainer.fit(tiny_data(8000), epochs=1)
     seconds = time.monotonic() - began
-    assert trainer.state.progress.step == 4000
+    assert trainer.state.progress.step == 2000
     drawings = len(terminal.drawn)
     assert 2 <= drawings <= 4 + 10 * seconds  # at the start, at the end, once more as it is closed
     assert trainer.state.metrics.reads <= drawings
@@ -466,15 +472,14 @@ def test_between_two_drawings_a_batch_costs_one_look_at_the_clock(terminal: bool
     assert calls == ["on_batch_end", "monotonic", "setprofile"]
 
 
-def test_no_thread_is_started() -> None:
-    class Counts(Callback[Any]):
+def test_no_thread_watches_the_bar() -> None:
+    class Looks(Callback[Any]):
         def on_batch_end(self, state: State, output: Output) -> None:
-            counts.append(threading.active_count())
+            threads.update(type(thread).__name__ for thread in threading.enumerate())
 
-    counts: list[int] = []
-    before = threading.active_count()
-    two_step_fit(ProgressBar(file=Terminal()), Counts())
-    assert counts == [before, before]
+    threads: set[str] = set()
+    two_step_fit(ProgressBar(file=Terminal()), Looks())
+    assert "TMonitor" not in threads
 
 
 def test_it_can_be_pickled_before_and_after_a_fit_on_a_terminal() -> None:
@@ -484,19 +489,6 @@ def test_it_can_be_pickled_before_and_after_a_fit_on_a_terminal() -> None:
     two_step_fit(bar)
     bar.file = None
     two_step_fit(pickle.loads(pickle.dumps(bar)))
-
-
-def test_a_rate_below_one_sample_a_second_is_not_rounded_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 40.0, 40.0])
-    monkeypatch.setattr("loopwright.callbacks.progress_bar.monotonic", lambda: next(clock))
-    file, state = io.StringIO(), tiny_state()
-    bar = ProgressBar(file=file)
-    bar.setup(state)
-    bar.on_epoch_start(state)
-    state.progress.epoch, state.progress.step, state.progress.samples = 1, 1, 10
-    state.log("train/loss", math.nan)
-    bar.on_epoch_end(state)
-    assert file.getvalue() == "epoch 1  step 1  train/loss nan  0.25 samples/s\n"
 
 
 # Notebooks, with stand-ins for IPython and ipywidgets that have what tqdm uses of them.
@@ -530,7 +522,7 @@ class Notebook:
         shell = SimpleNamespace(config={application: {}})
         display = SimpleNamespace(display=self.shown.append)
         widgets = SimpleNamespace(FloatProgress=FloatProgress, HTML=HTML, HBox=HBox)
-        self.modules = {
+        self.modules: dict[str, SimpleNamespace | None] = {
             "IPython": SimpleNamespace(get_ipython=lambda: shell, display=display),
             "IPython.display": display,
             "ipywidgets": widgets,

@@ -69,6 +69,8 @@ FACTORS = {
     ],
 }
 MATRIX = all_pairs(FACTORS, times=3)
+# From python 3.12 on, forking beside other threads, such as torch's, is warned of.
+FORKS = pytest.mark.filterwarnings("default:This process:DeprecationWarning")
 
 
 class Losses(Callback):
@@ -357,8 +359,7 @@ BASE = {name: levels[0] for name, levels in FACTORS.items()} | {"problem": "drop
 
 @pytest.mark.parametrize("accumulate", ["by 1", "by 3"])
 @pytest.mark.parametrize("loader", RARER)
-# From python 3.12 on, forking beside other threads, such as torch's, is warned of.
-@pytest.mark.filterwarnings("default:This process:DeprecationWarning")
+@FORKS
 def test_the_bits_are_the_same_over_rarer_loaders(loader: str, accumulate: str) -> None:
     config = BASE | {"loader": loader, "accumulate": accumulate, "callbacks": "several callbacks"}
     assert_trainer_equals_plain_loop(config, seed=len(loader))
@@ -436,8 +437,9 @@ def test_a_run_in_two_fits_leaves_the_bits_of_the_loop_written_by_hand(loader: s
 
 @pytest.mark.parametrize("loader", [*FACTORS["loader"], "sampler with its own generator", "two workers"])
 @pytest.mark.parametrize("steps", [3, 7, 8, 10])
+@FORKS
 def test_a_run_that_ends_in_mid_epoch_goes_on_at_its_next_batch(loader: str, steps: int) -> None:
-    config = BASE | {"loader": loader, "validation": "val each epoch", "problem": "batchnorm"}
+    config = BASE | {"loader": loader, "validation": "val each epoch", "problem": "recurrent"}
     setup = build(config, seed=8)
     trace = run_by_hand(setup)
     expected = snapshot(setup)
@@ -450,6 +452,8 @@ def test_a_run_that_ends_in_mid_epoch_goes_on_at_its_next_batch(loader: str, ste
     assert_same(trace.losses, losses.seen, "losses")
     assert_same(expected, snapshot(setup), "after the run")
     assert result.progress.step == trace.steps
+    assert [row["train/loss"] for row in result.history] == trace.train_means
+    assert [row["val/loss"] for row in result.history] == trace.val_means
 
 
 def textbook_case(seed: int, *, optimizer: str = "adam") -> tuple[nn.Module, Optimizer, Loss, list[Any]]:

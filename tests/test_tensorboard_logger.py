@@ -212,6 +212,22 @@ def test_going_on_from_a_saved_state_gives_the_points_of_an_unbroken_run(
     assert points_of(tmp_path / "killed") == points_of(tmp_path / "unbroken")
 
 
+def test_a_value_that_had_not_been_handed_on_may_still_change_after_going_on(tmp_path: Path) -> None:
+    killed = TensorBoardLogger(tmp_path)
+    killed.open(tiny_state(), fresh=True)
+    killed.write(1, 1, {"own": 0.5})
+    saved = killed.state_dict()
+    killed.flush()
+    killed.close()
+    resumed = TensorBoardLogger(tmp_path)
+    resumed.load_state_dict(saved)
+    resumed.open(tiny_state(), fresh=False)
+    resumed.write(1, 1, {"own": 0.25})  # such as the epoch's mean, in place of the newest value
+    resumed.flush()
+    resumed.close()
+    assert points_of(tmp_path) == {"epoch": [(1, 1)], "own": [(1, 0.25)]}
+
+
 def test_a_fresh_run_sets_earlier_event_files_aside_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,9 @@
 """Document 001's manual version: the gradients worked out by hand, the weights updated by hand, in NumPy.
 
 $ python examples/plain/linear_regression_numpy.py
+loss after 100 epochs: 0.0421
+weight 3.0187
+bias 0.0079
 """
 
 from typing import NamedTuple

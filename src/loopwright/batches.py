@@ -86,12 +86,20 @@ def plan_fit(
         DataError: The data is empty, and says so.
     """
     if epochs is None and steps is None:
-        raise ConfigError("fit has no target", fix="fit(train, epochs=10), or steps=1000")
+        raise ConfigError(
+            "fit has no target",
+            why="nothing says how long to train",
+            fix="fit(train, epochs=10), or steps=1000",
+        )
     for name, target in (("epochs", epochs), ("steps", steps)):
         if target is not None:
             check_count(name, target)
     if not isinstance(validate, Every):
-        raise ConfigError(f"validate is {validate!r}", fix="validate=Every(steps=100), or Every(epochs=1)")
+        raise ConfigError(
+            f"validate is {validate!r}",
+            why="whether it counts steps or epochs has to be said",
+            fix="validate=Every(steps=100), or Every(epochs=1)",
+        )
     check_loader("train", train)
     if length_of(train) == 0:
         raise no_batches("the training data", train)
@@ -117,6 +125,7 @@ class EpochData:
         self._at_start: RandomState | None = None
         self._place: dict[str, Any] | None = None  # that of a loader which keeps it
         self._elsewhere = False  # whether the place was taken in another process
+        self._workers_kept = False  # whether the epoch began with persistent workers of an earlier one
 
     def batches(self, loader: Iterable[T], done: int) -> Iterator[T]:
         """The epoch's batches from number ``done`` on. Nothing is fetched ahead."""
@@ -132,16 +141,20 @@ class EpochData:
             return iter(loader)
         if done == 0 or self._at_start is None:
             self._at_start = RandomState.capture(own)
+            self._workers_kept = getattr(loader, "_iterator", None) is not None
             return iter(loader)
         now = RandomState.capture(own)
+        if isinstance(loader, DataLoader) and loader.persistent_workers and not self._workers_kept:
+            loader._iterator = None  # new workers again: the loader draws their seed only when it starts them
         self._at_start.restore(own)
-        if can_skip(loader):
+        try:
+            if not can_skip(loader):
+                return _passed_over(iter(loader), done)
             rest = _without_fetching(loader, done)
             next(rest)  # up to the place, with the draws that come before it
-        else:
-            rest = _passed_over(iter(loader), done)
-        now.restore(own)
-        return rest
+            return rest
+        finally:
+            now.restore(own)
 
     def leave(self) -> None:
         """Take down the place of a loader that keeps its own: an epoch is about to be left."""

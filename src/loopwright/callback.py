@@ -205,7 +205,8 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> Callable[..., None]:
         function = getattr(method, "__func__", method)
         if function is empty:
             continue
-        plain = getattr(method, "__self__", None) is callback and function.__code__.co_name == hook
+        code = getattr(function, "__code__", None)
+        plain = getattr(method, "__self__", None) is callback and code is not None and code.co_name == hook
         bound.append(method if plain else _relay(callback, hook, method))
     if not bound:
         return _nothing

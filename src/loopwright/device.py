@@ -62,6 +62,8 @@ def move(batch: Any, device: torch.device) -> Any:
             return batch
         # Asynchronous from pinned memory; on the way to the CPU it would be read before it arrives.
         return batch.to(device, non_blocking=device.type != "cpu")
+    if type(batch) in (tuple, list) and all(isinstance(item, Tensor) and item.device == device for item in batch):
+        return batch  # the common case, without the walk
     return map_leaves(lambda leaf: move(leaf, device), batch, device)
 
 
@@ -69,6 +71,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """The value with ``function`` applied to every tensor in it, its structure and types kept."""
     if isinstance(value, Tensor):
         return function(value)
+    if value is None:
+        return None
     return map_leaves(lambda leaf: map_tensors(function, leaf), value)
 
 
@@ -113,7 +117,8 @@ def _mapping_like(function: Callable[[Any], Any], value: Mapping[Any, Any], chan
         return changed
     if isinstance(value, MutableMapping):
         twin = _unshared(value)  # keeps what the class adds: an order, a default factory
-        twin.update(changed)
+        for key, item in changed.items():  # not by update, which some classes refuse
+            twin[key] = item
         return twin
     try:
         return type(value)(changed)  # type: ignore[call-arg]  # read-only mappings are built from a dict by habit

@@ -73,13 +73,13 @@ class Guard:
         if not self._eager:
             self._norms.add(norm)
         elif not math.isfinite(number := norm.item()):
-            raise _at(
-                "the norm of the gradients",
-                number,
-                state.progress.epoch,
-                state.progress.batch,
-                state.progress.step,
-            )
+            progress, accumulate = state.progress, state.plan.accumulate
+            first = progress.batch // accumulate * accumulate  # of the window
+            raise _at("the norm of the gradients", number, progress.epoch, first, progress.step)
+
+    def leave_out(self) -> None:
+        """A batch or a window is not counted, so that those after it have to be counted anew."""
+        self._reads = -1
 
     def look_if_read(self, state: State[Any]) -> None:
         """Look, if somebody has just waited for the device anyway."""
@@ -95,11 +95,14 @@ class Guard:
         if self._eager:
             return
         epoch, batch, step = self._from
+        window, within = divmod(batch, self._accumulate)  # the count may have begun in the middle of a window
         loss, norm = self._losses.first_bad(), self._norms.first_bad()
+        if norm is not None and (loss is None or norm < (within + loss) // self._accumulate):
+            first = (window + norm) * self._accumulate
+            raise _at("the norm of the gradients", None, epoch, first, step + norm)
         if loss is not None:
-            raise _at("the loss", None, epoch, batch + loss, step + loss // self._accumulate)
-        if norm is not None:
-            raise _at("the norm of the gradients", None, epoch, batch + norm * self._accumulate, step + norm)
+            state.metrics.record("train/loss", math.nan)
+            raise _at("the loss", None, epoch, batch + loss, step + (within + loss) // self._accumulate)
         self.begin(state)
 
     def parameters(self, model: nn.Module) -> None:

@@ -36,7 +36,11 @@ class Logger(Callback[Any], ABC):
 
     def __init__(self, *, every: Every = Every(epochs=1)) -> None:  # noqa: B008  # it is frozen
         if not isinstance(every, Every):
-            raise ConfigError(f"every is {every!r}", fix="every=Every(steps=50), or every=Every(epochs=1)")
+            raise ConfigError(
+                f"every is {every!r}",
+                why="whether it counts steps or epochs has to be said",
+                fix="every=Every(steps=50), or every=Every(epochs=1)",
+            )
         self.every = every
         self._written = 0  # the mark of the newest value written
         self._begun = False  # whether what open opens holds records of this run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,14 @@ def compiled(model: nn.Module) -> Iterator[None]:
     if model._compiled_call_impl is not None:  # the user has compiled it, and it stays so
         yield
         return
-    model.compile()
+    if type(model).compile is nn.Module.compile and type(model).forward.__module__.startswith("torch."):
+        # torch's compiler passes over frames of torch's own, such as nn.Sequential's; ours around it is compiled.
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch has no annotation there
+
+        model._compiled_call_impl = torch.compile(call)
+    else:
+        model.compile()
     try:
         yield
     finally:

@@ -35,7 +35,11 @@ class Monitor:
                 fix='mode="min" for a loss, mode="max" for an accuracy',
             )
         if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or not 0 <= min_delta < math.inf:
-            raise ConfigError(f"min_delta is {min_delta!r}, and must be a number of at least 0")
+            raise ConfigError(
+                f"min_delta is {min_delta!r}",
+                why="it is the change for the better that is too small to count, and must be a number of at least 0",
+                fix="for example min_delta=0.001",
+            )
         self.name: str = check_name(name)
         self.mode = mode
         self.min_delta = min_delta
@@ -67,13 +71,17 @@ class Monitor:
         metrics = state.metrics
         mark = metrics.mark_of(self.name)
         if mark == 0:
-            validated = any(name.startswith("val/") for name in metrics)
-            if state.plan.validate is not None and not validated and not self.name.startswith("train/"):
+            own = self.name.partition("/")[0]
+            if own != "val" and state.stage == "val":
+                return None  # whoever logs it may wait for the epoch's end
+            validated = any(name.startswith("val/") and metrics.mark_of(name) for name in metrics)
+            if state.plan.validate is not None and not validated and own != "train":
                 return None  # the first validation is still to come
             raise unknown_metric(
                 self.name,
                 metrics,
-                fix=f"log it with state.log({self.name!r}, value), or monitor one that there is",
+                fix=f"log it with state.log({self.name!r}, value), in a callback that stands earlier in the list, "
+                "or monitor one that there is",
             )
         if mark <= self._judged:
             return None
@@ -85,8 +93,9 @@ class Monitor:
         if not math.isfinite(value):
             return False
         if self.best is not None:
-            gain = self.best - value if self.mode == "min" else value - self.best
-            if not gain > self.min_delta:
+            # In this order of operations, as Keras and Lightning: it rounds another way than best - value would.
+            worst = value + self.min_delta if self.mode == "min" else value - self.min_delta
+            if not (worst < self.best if self.mode == "min" else worst > self.best):
                 return False
         self.best = value
         return True

@@ -99,7 +99,10 @@ def deterministic_kernels() -> Iterator[None]:
         cudnn.benchmark,
     )
     # cuBLAS reads this once, when its first handle is made; setting it later does no harm.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    workspace = "CUBLAS_WORKSPACE_CONFIG"
+    added = workspace not in os.environ
+    if added:
+        os.environ[workspace] = ":4096:8"
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
@@ -107,3 +110,5 @@ def deterministic_kernels() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.deterministic, cudnn.benchmark = before[2], before[3]
+        if added:
+            os.environ.pop(workspace, None)

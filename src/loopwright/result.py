@@ -14,6 +14,7 @@ from loopwright.state import Progress
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _Curve: TypeAlias = dict[float, float]  # from epoch to value
 _Panel: TypeAlias = dict[str, _Curve]  # the curves of one metric: "train", "val", or "" where it has no stage
@@ -53,6 +54,10 @@ class Result:
 
         Raises:
             ConfigError: matplotlib is not installed, cannot write this format, or there is nothing to draw.
+
+        Examples:
+            >>> result = Trainer(model, optimizer, loss).fit(train_loader, val_loader, epochs=3)
+            >>> result.plot("runs/curves.png")
         """
         try:
             # Not pyplot, which would choose a backend for the whole process and keep the figure alive.
@@ -87,13 +92,7 @@ class Result:
             _draw(ax, name, panel, self.restored_epoch)
         for ax in axes[len(panels) :]:
             ax.remove()
-        legend: dict[object, Artist] = {}  # one for all panels, each label once
-        for ax in figure.axes:
-            lines, labels = ax.get_legend_handles_labels()
-            legend.update(zip(labels, lines, strict=True))
-        if legend:
-            lines, labels = list(legend.values()), list(legend)
-            figure.legend(lines, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+        _legend(figure)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
 
@@ -106,7 +105,6 @@ def _panels(history: list[dict[str, float]]) -> dict[str, _Panel]:
                 continue
             stage, _, rest = name.partition("/")
             panel, curve = (rest, stage) if rest and stage in ("train", "val") else (name, "")
-            # A partial epoch that a later fit went on with has two rows; the later one counts.
             panels.setdefault(panel, {}).setdefault(curve, {})[row["epoch"]] = value
     return panels
 
@@ -121,7 +119,7 @@ def _draw(ax: Axes, name: str, panel: _Panel, restored_epoch: int | None) -> Non
         color, label = _COLORS[stage], stage or None
         ax.plot(list(curve), values, "o-", color=color, markersize=size, linewidth=1.6, label=label)
     if restored_epoch is not None:
-        label = f"weights restored from epoch {restored_epoch}"
+        label = f"restored: epoch {restored_epoch}"
         ax.axvline(restored_epoch, color="0.35", linestyle=":", linewidth=1.4, label=label)
     broken = sorted({x for curve in panel.values() for x, y in curve.items() if not math.isfinite(y)})
     if broken:
@@ -140,8 +138,19 @@ def _draw(ax: Axes, name: str, panel: _Panel, restored_epoch: int | None) -> Non
     margin = max(0.5, 0.03 * (last - first))
     ax.set_xlim(first - min(margin, 0.9), last + margin)  # there is no epoch 0
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    ax.set_title(name, fontsize=11)
+    ax.set_title(name, fontsize=11, parse_math=False)  # a name may hold dollar signs
     ax.set_xlabel("epoch")
     ax.grid(color="0.9", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels, with each label once."""
+    found: dict[str, Artist] = {}
+    for ax in figure.axes:
+        lines, labels = ax.get_legend_handles_labels()
+        found.update(zip(labels, lines, strict=True))
+    if found:
+        style = {"ncols": len(found), "frameon": False, "fontsize": 9, "columnspacing": 1.5}
+        figure.legend(list(found.values()), list(found), loc="outside upper center", **style)

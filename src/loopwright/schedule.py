@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 def check_count(name: str, value: object) -> None:
     """Raise ConfigError unless ``value`` is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} is {value!r}, and must be a whole number of at least 1", fix=f"for example {name}=1")
+        raise ConfigError(
+            f"{name} is {value!r}",
+            why="it is counted in full, and must be a whole number of at least 1",
+            fix=f"for example {name}=1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,10 @@ class Every:
                 why="exactly one of steps and epochs says how often",
                 fix="Every(steps=100) or Every(epochs=1)",
             )
-        check_count("steps" if self.epochs is None else "epochs", self.steps or self.epochs)
+        if self.epochs is None:
+            check_count("steps", self.steps)
+        else:
+            check_count("epochs", self.epochs)
 
     def due_at_step(self, progress: Progress) -> bool:
         """Whether the optimizer step that was just made is one of this cadence's."""
@@ -84,9 +91,10 @@ class Schedule:
     monitor: str | None = None
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.lr_scheduler, "step", None)):
+        if isinstance(self.lr_scheduler, type) or not callable(getattr(self.lr_scheduler, "step", None)):
             raise ConfigError(
-                f"lr_scheduler is {self.lr_scheduler!r}, which has no step()",
+                f"lr_scheduler is {self.lr_scheduler!r}, and not a scheduler",
+                why="the loop calls its step()",
                 fix="pass a scheduler of torch.optim.lr_scheduler, built on the trainer's optimizer",
             )
         if self.each not in ("step", "epoch"):
@@ -100,6 +108,7 @@ class Schedule:
             if self.monitor is None:
                 raise ConfigError(
                     f"{name} has no metric to follow",
+                    why="its step() takes the value of one",
                     fix=f'Schedule({name}(...), each="{self.each}", monitor="val/loss")',
                 )
         elif self.monitor is not None and "epoch" in inspect.signature(self.lr_scheduler.step).parameters:

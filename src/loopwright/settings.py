@@ -40,31 +40,27 @@ class Settings:
         clip, seed = self.clip_norm, self.seed
         if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0):
             raise ConfigError(
-                f"clip_norm is {clip!r}, and must be a number above 0, the largest norm that gradients may have",
+                f"clip_norm is {clip!r}",
+                why="it is the largest norm that the gradients may have, and must be a number above 0",
                 fix="clip_norm=1.0, or clip_norm=None for no clipping",
             )
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32):
             raise ConfigError(
-                f"seed is {seed!r}, and must be a whole number from 0 to 2**32 - 1",
-                why="numpy takes no other",
+                f"seed is {seed!r}",
+                why="it must be a whole number from 0 to 2**32 - 1, for numpy takes no other",
+                fix="for example seed=0",
             )
         for name in ("compile", "deterministic"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, and must be True or False")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}", why="it must be True or False", fix=f"{name}=True"
+                )
         if self.schedule is not None and not isinstance(self.schedule, Schedule):
             raise ConfigError(
                 f"schedule is {describe(self.schedule)}",
                 why="whether it moves at every step or every epoch has to be said",
                 fix='schedule=Schedule(lr_scheduler, each="step") or each="epoch"',
             )
-        for name, metric in self.metrics.items():
-            check_name(name)
-            if isinstance(metric, type) or not isinstance(metric, Metric) or name == "loss":
-                raise ConfigError(
-                    f"the metric {name!r} is {metric!r}",
-                    why="a metric is an object with update, compute and reset, and 'loss' is the loss itself",
-                    fix="metrics={'mae': torchmetrics.MeanAbsoluteError()}: an instance, not its class",
-                )
 
     def check_schedule(self, optimizer: Optimizer) -> None:
         """Raise ConfigError where the scheduler moves the learning rates of another optimizer."""
@@ -98,9 +94,33 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise ConfigError(
-            f"{name} is {value!r}, and must be one of {', '.join(map(repr, choices))}",
-            fix=nearest(str(value), choices),
+            f"{name} is {value!r}",
+            why=f"it must be one of {', '.join(map(repr, choices))}",
+            fix=nearest(str(value), choices) or f"for example {name}={choices[0]!r}",
         )
+
+
+def check_metrics(metrics: object) -> dict[str, Metric]:
+    """The metrics as a dict of their own, each an instance under a name that it can be logged by.
+
+    Raises:
+        ConfigError: They are something else.
+    """
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(
+            f"metrics is {describe(metrics)}",
+            why="each metric needs a name to be logged by",
+            fix="metrics={'mae': torchmetrics.MeanAbsoluteError()}; a collection goes under a name of its own too",
+        )
+    for name, metric in metrics.items():
+        check_name(name)
+        if isinstance(metric, type) or not isinstance(metric, Metric) or name == "loss":
+            raise ConfigError(
+                f"the metric {name!r} is {metric!r}",
+                why="a metric is an object with update, compute and reset, and 'loss' is the loss itself",
+                fix="metrics={'mae': torchmetrics.MeanAbsoluteError()}: an instance, not its class",
+            )
+    return dict(metrics)
 
 
 def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:
@@ -110,17 +130,23 @@ def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:
         ConfigError: They are something else.
     """
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
-        raise ConfigError(f"callbacks is {describe(callbacks)}, and must be a list", fix="callbacks=[...]")
+        raise ConfigError(
+            f"callbacks is {describe(callbacks)}",
+            why="it must be a list: their hooks are called in its order",
+            fix="callbacks=[...]",
+        )
     found = tuple(callbacks)
     for callback in found:
         if isinstance(callback, type) and issubclass(callback, Callback):
             raise ConfigError(
                 f"{callback.__name__} is a class, not an instance",
+                why="its hooks are called on an object, which keeps what it takes note of",
                 fix=f"callbacks=[{callback.__name__}(...)]",
             )
         if not isinstance(callback, Callback):
             raise ConfigError(
                 f"{callback!r} is not a callback",
+                why="the loop calls the hooks that loopwright.Callback declares",
                 fix="subclass loopwright.Callback, and give an instance of it",
             )
     if len({id(callback) for callback in found}) < len(found):
@@ -135,16 +161,29 @@ def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:
 def check_model(model: object, optimizer: object) -> None:
     """Raise ConfigError unless these are a module and an optimizer that holds parameters of it."""
     if isinstance(model, type) and issubclass(model, nn.Module):
-        raise ConfigError(f"the model is the class {model.__name__}", fix=f"{model.__name__}(...), an instance of it")
+        raise ConfigError(
+            f"the model is the class {model.__name__}",
+            why="a class has no parameters to train",
+            fix=f"{model.__name__}(...), an instance of it",
+        )
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"the model is {describe(model)}", why="a trainer trains an nn.Module")
+        raise ConfigError(
+            f"the model is {describe(model)}",
+            why="a trainer trains an nn.Module",
+            fix="Trainer(model, optimizer, loss)",
+        )
     if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
         raise ConfigError(
             f"the optimizer is the class {optimizer.__name__}",
+            why="it does not know yet which parameters are its own",
             fix=f"{optimizer.__name__}(model.parameters(), lr=...), an instance of it",
         )
     if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"the optimizer is {describe(optimizer)}", why="a trainer needs one of torch.optim's kind")
+        raise ConfigError(
+            f"the optimizer is {describe(optimizer)}",
+            why="a trainer needs one of torch.optim's kind",
+            fix="for example torch.optim.SGD(model.parameters(), lr=0.01)",
+        )
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ConfigError(
@@ -164,6 +203,14 @@ def check_step(loss: LossFn | None, step: object) -> None:
         )
     for name, value in (("loss", loss), ("step", step)):
         if isinstance(value, type):
-            raise ConfigError(f"{name} is the class {value.__name__}", fix=f"{name}={value.__name__}(), an instance")
+            raise ConfigError(
+                f"{name} is the class {value.__name__}",
+                why="calling a class makes an object, and no loss",
+                fix=f"{name}={value.__name__}(), an instance",
+            )
         if value is not None and not callable(value):
-            raise ConfigError(f"{name} is {describe(value)}, which cannot be called")
+            raise ConfigError(
+                f"{name} is {describe(value)}",
+                why="it must be a function, or an object that can be called like one",
+                fix="loss=nn.MSELoss(), or step=my_step",
+            )

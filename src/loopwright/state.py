@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
@@ -115,17 +115,22 @@ class Metrics(Mapping[str, float]):
         return f"Metrics({dict(self)!r})"
 
     def mark_of(self, name: str) -> int:
-        """The mark at which ``name`` was last logged, or 0 if it never was."""
+        """The mark at which the run last logged ``name``: 0 if it never did, -1 if a test pass has done so since."""
         return self._marks.get(name, 0)
 
     def since(self, mark: int) -> dict[str, float]:
         """The values logged after ``mark``, in the order in which their names first appeared."""
         return {name: self[name] for name, marked in self._marks.items() if marked > mark}
 
-    def settle(self, names: Iterable[str]) -> None:
-        """Keep the values of these names, but let nothing take them for fresh from here on."""
-        for name in names:
-            self._marks[name] = 0
+    def marks(self) -> dict[str, int]:
+        """The mark of every name, as it is now."""
+        return dict(self._marks)
+
+    def settle(self, before: Mapping[str, int]) -> None:
+        """Keep what a test pass has logged since these marks, but let nothing take it for a value of the run's."""
+        for name, mark in self._marks.items():
+            if mark != before.get(name, 0):
+                self._marks[name] = -1 if before.get(name, 0) else 0
 
     def state_dict(self) -> dict[str, Any]:
         """The values, read, and when each was logged."""
@@ -152,7 +157,7 @@ def unknown_metric(name: str, known: Mapping[str, object], fix: str = "") -> Unk
     )
 
 
-_NAME = re.compile(r"[^\W_][^\x00-\x1f\x7f-\x9f\\\u2028\u2029]*")
+_NAME = re.compile(r"[^\W_][^\\]*")
 
 
 def check_name(name: object) -> str:
@@ -160,12 +165,13 @@ def check_name(name: object) -> str:
 
     Raises:
         ConfigError: It is not a string, is empty or over 200 characters, does not begin with a letter
-            or digit, ends in a space, holds control characters, backslashes or a ``..`` part, or is
+            or digit, ends in a space, holds what cannot be printed, backslashes or a ``..`` part, or is
             one of the two columns that every record has, ``epoch`` and ``step``.
     """
     if (
         isinstance(name, str)
         and len(name) <= 200
+        and name.isprintable()
         and _NAME.fullmatch(name)
         and name == name.strip()
         and not {"", ".", ".."} & set(name.split("/"))
@@ -249,8 +255,10 @@ def scalar(name: str, value: object) -> float | Tensor:
             fix="log its mean(), or one name for each element",
         )
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError  # float would take its word for it
         return float(value)  # type: ignore[arg-type]  # whatever converts is a number: numpy's scalars do
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(
             f"the value of {name!r} is {value!r}",
             why="a metric is one real number",

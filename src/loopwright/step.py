@@ -42,7 +42,15 @@ class Output:
 
     def detached(self) -> Output:
         """The same output with every tensor detached from the graph."""
-        return map_tensors(Tensor.detach, self)  # type: ignore[no-any-return]  # it keeps the type
+        if type(self) is not Output:  # it may have fields of its own
+            return map_tensors(Tensor.detach, self)  # type: ignore[no-any-return]  # it keeps the type
+        return Output(
+            self.loss.detach(),
+            map_tensors(Tensor.detach, self.weight),
+            map_tensors(Tensor.detach, self.predictions),
+            map_tensors(Tensor.detach, self.targets),
+            map_tensors(Tensor.detach, self.metrics) if self.metrics else self.metrics,
+        )
 
 
 LossFn: TypeAlias = Callable[[Any, Any], Tensor]
@@ -72,18 +80,19 @@ class Metric(Protocol):
 def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Output]:
     """The step for batches of ``(inputs, targets)``: ``loss_fn(model(inputs), targets)``."""
     ignore_index = getattr(loss_fn, "ignore_index", None)
+    elementwise = isinstance(loss_fn, (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss))
 
     def supervised(model: nn.Module, batch: Any) -> Output:
+        if isinstance(batch, (Mapping, Tensor, str)):  # what could be taken apart, but is no pair
+            raise _not_a_pair(batch)
         try:
             inputs, targets = batch
         except (TypeError, ValueError):
             raise _not_a_pair(batch) from None
-        if isinstance(batch, Mapping):
-            raise _not_a_pair(batch)
         predictions = model(inputs)
         if isinstance(predictions, Tensor) and isinstance(targets, Tensor):
             if predictions.shape != targets.shape:
-                _check_shapes(predictions, targets)
+                _check_shapes(predictions, targets, elementwise=elementwise)
             if ignore_index is not None and not targets.is_floating_point():
                 valid = (targets != ignore_index).sum()
                 return Output(loss_fn(predictions, targets), valid, predictions, targets)
@@ -100,9 +109,9 @@ def _not_a_pair(batch: Any) -> DataError:
     )
 
 
-def _check_shapes(predictions: Tensor, targets: Tensor) -> None:
+def _check_shapes(predictions: Tensor, targets: Tensor, *, elementwise: bool) -> None:
     """Refuse floating predictions and targets of different shapes that torch would broadcast."""
-    if not (predictions.is_floating_point() and targets.is_floating_point()):
+    if not predictions.is_floating_point() or not (targets.is_floating_point() or elementwise):
         return  # class indices: their shapes differ by right
     pairs = zip(reversed(predictions.shape), reversed(targets.shape), strict=False)
     if all(a == b or 1 in (a, b) for a, b in pairs):
@@ -133,8 +142,8 @@ def batch_size(batch: Any) -> int | None:
     """
     if type(batch) in (tuple, list) and len(batch) == 2:  # the common case, without the walk
         a, b = batch
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and len(a) == len(b):
-            return len(a)
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and a.shape[0] == b.shape[0]:
+            return a.shape[0]  # len() is written in Python there
     found = set(sizes(batch).values())
     return found.pop() if len(found) == 1 else None
 

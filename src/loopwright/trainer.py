@@ -32,7 +32,7 @@ from loopwright.result import Result
 from loopwright.run import Run, parameters_of
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
-from loopwright.settings import Settings, check_callbacks, check_model, check_step
+from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
 from loopwright.state import Plan, Progress, Stage, State, check_name
 from loopwright.step import (
     LossFn,
@@ -48,7 +48,7 @@ from loopwright.step import (
     values_of,
     weigh,
 )
-from loopwright.weights import holds, snapshot
+from loopwright.weights import copied, holds, snapshot
 from loopwright.window import Window
 
 Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
@@ -118,7 +118,7 @@ class Trainer(Generic[Model, Batch]):
         check_step(loss, step)
         self._settings = Settings(
             schedule=schedule,
-            metrics=dict(metrics or {}),
+            metrics=check_metrics({} if metrics is None else metrics),
             callbacks=check_callbacks(callbacks),
             precision=precision,
             accumulate=accumulate,
@@ -146,7 +146,7 @@ class Trainer(Generic[Model, Batch]):
         free = self.state.device.type == "cpu" if self._read_each_step is None else self._read_each_step
         self._eager = free or needed
 
-        # What one fit leaves to the next.
+        # What the loop itself remembers from one fit to the next.
         self._run = Run(self.state, self._settings.callbacks, schedule, self._scaler, eager=self._eager)
         self._callback_states: list[dict[str, Any]] | None = None
         self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
@@ -157,6 +157,7 @@ class Trainer(Generic[Model, Batch]):
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._saving = self._savers()
+        self._window_from = 0, 0  # the batch and the samples at which it began
         self._output_wanted = False
         self._of_model: list[nn.Parameter] = []
         self._parameters: list[Tensor] = []  # the model's, and what else the optimizer holds
@@ -223,11 +224,11 @@ class Trainer(Generic[Model, Batch]):
 
     def _catch_up(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
         """What was due when the run was left."""
-        if val is not None and self._run.validation_due:
-            self._validate(hooks, val)
+        if self._run.validation_due and val is not None:
+            self._evaluate(hooks, val, "val", "val")
         self._run.validation_due = False
         if self._run.epoch_over:
-            self._end_epoch(hooks, val, self.state.progress)
+            self._end_epoch(hooks, self.state.progress)
 
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
@@ -248,7 +249,7 @@ class Trainer(Generic[Model, Batch]):
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step:
                 if self._run.validation_due:
-                    self._validate(hooks, val)
+                    self._evaluate(hooks, val, "val", "val")
                 self._saving.at_step()
             if state.stop_reason is not None or plan.reached(state.progress) is not None:
                 if progress.batch != plan.batches:
@@ -260,10 +261,14 @@ class Trainer(Generic[Model, Batch]):
         if self._run.window is not None:  # a short one, where only the end of the data could tell
             self._optimizer_step(hooks)
             if self._run.validation_due:
-                self._validate(hooks, val)
+                self._evaluate(hooks, val, "val", "val")
             self._saving.at_step()
-        self._end_data()
-        self._end_epoch(hooks, val, before)
+        self._log_means()
+        self._run.epoch_over = True
+        self._run.validation_due = plan.validate is not None and plan.validate.due_at_epoch(progress.epoch + 1)
+        if self._run.validation_due:
+            self._evaluate(hooks, val, "val", "val")
+        self._end_epoch(hooks, before)
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
         """One batch: the canonical step, with what is due around it."""
@@ -272,9 +277,12 @@ class Trainer(Generic[Model, Batch]):
         hooks.on_batch_start(state, batch)
         if self._run.window is None:
             self._run.window = Window(self._window_size())
+            self._window_from = state.progress.batch, state.progress.samples
             optimizer.zero_grad()
         if self._takes_closure:
-            output, samples = self._closure_step(hooks, batch)
+            first: list[tuple[Output, int]] = []
+            optimizer.step(self._closure(hooks, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
+            output, samples = self._closure_stepped(hooks, first)
         else:
             with self._autocast:
                 output = as_output(self._step(state.model, batch))
@@ -303,6 +311,7 @@ class Trainer(Generic[Model, Batch]):
         check_has_gradient(output.loss)
         if self._run.window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
             self._run.window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
+            self._guard.leave_out()
             return False
         value, finite = self._guard.loss(self.state, output.loss)
         self._run.window.add(values_of(output, value), weight)
@@ -313,9 +322,11 @@ class Trainer(Generic[Model, Batch]):
         """The end of a window: its gradients averaged and clipped, and the optimizer's step."""
         state, optimizer, scaler, window = self.state, self.state.optimizer, self._scaler, self._run.window
         assert window is not None
-        self._run.window = None
         if not window.finite or window.empty:
+            self._run.window = None
             state.progress.skipped += 1
+            if not window.finite:
+                self._guard.parameters(state.model)  # with ruined weights every later step would be skipped too
             return
         if scaler is not None:
             scaler.unscale_(optimizer)
@@ -337,18 +348,20 @@ class Trainer(Generic[Model, Batch]):
         else:
             optimizer.step()
             skipped = False
+        self._run.window = None
         if skipped:
             state.progress.skipped += 1
-            if self._settings.on_nonfinite != "skip":
+            if self._settings.on_nonfinite == "skip":
+                self._guard.parameters(state.model)
+            else:
                 self._log_window(window)  # its losses are sound: it was the scale that was too large
         else:
             self._stepped(hooks, window)
 
-    def _closure_step(self, hooks: Hooks, batch: Batch) -> tuple[Output, int]:
-        """One batch with an optimizer that evaluates the loss itself, such as LBFGS: its first output, its size."""
+    def _closure(self, hooks: Hooks, batch: Batch, first: list[tuple[Output, int]]) -> Callable[[], Tensor]:
+        """What an optimizer such as LBFGS calls to evaluate the loss; its first output and size go into ``first``."""
         state, optimizer, window = self.state, self.state.optimizer, self._run.window
         assert window is not None
-        first: list[tuple[Output, int]] = []
 
         def closure() -> Tensor:
             optimizer.zero_grad()
@@ -368,11 +381,17 @@ class Trainer(Generic[Model, Batch]):
             self._clip()  # each evaluation alike, or the line search would compare unlike gradients
             return loss.detach()
 
-        optimizer.step(closure)  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
+        return closure
+
+    def _closure_stepped(self, hooks: Hooks, first: list[tuple[Output, int]]) -> tuple[Output, int]:
+        """After a step through a closure: the first output, and its size."""
+        window = self._run.window
+        assert window is not None
         if not first:
             raise ConfigError(
-                f"{type(optimizer).__name__}.step did not call its closure",
+                f"{type(self.state.optimizer).__name__}.step did not call its closure",
                 why="the closure is where the batch's loss and gradients come from",
+                fix="call it in step; an optimizer that can do without declares step(self, closure=None)",
             )
         self._run.window = None
         self._stepped(hooks, window)
@@ -414,20 +433,8 @@ class Trainer(Generic[Model, Batch]):
         left = accumulate if plan.batches is None else plan.batches - self.state.progress.batch
         return min(accumulate, left) if left > 0 else accumulate
 
-    def _validate(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
-        """The validation that is due. Given up halfway, it stays due."""
-        assert val is not None
-        self._guard.look(self.state)
-        before = self._saving.random_state()
-        self._evaluate(hooks, val, "val", "val")
-        if self._saving.asked:
-            assert before is not None
-            before.restore()
-            self._saving.obey()
-        self._run.validation_due = False
-
-    def _end_data(self) -> None:
-        """The end of the epoch's data: its means, and whether its validation is due."""
+    def _log_means(self) -> None:
+        """The epoch's means, after its last step."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
         self._guard.look(state)
         if plan.batches is not None and progress.batch < plan.batches:
@@ -437,16 +444,13 @@ class Trainer(Generic[Model, Batch]):
             )
         for name, mean in (self._run.averages.means() or {"loss": math.nan}).items():
             state.metrics.record(f"train/{name}", mean)
-        self._run.epoch_over = True
-        self._run.validation_due = plan.validate is not None and plan.validate.due_at_epoch(progress.epoch + 1)
 
-    def _end_epoch(self, hooks: Hooks, val: Iterable[Batch] | None, before: Progress) -> None:
-        """The end of an epoch: its validation, its schedule, its count, its row."""
+    def _end_epoch(self, hooks: Hooks, before: Progress) -> None:
+        """After the epoch's validation: its schedule, its count, its row."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
-        if self._run.validation_due:
-            self._validate(hooks, val)
+        number = progress.epoch + 1
         self._move_schedule("epoch")
-        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.epoch, progress.batch = number, 0
         self._run.epoch_over = False
         hooks.on_epoch_end(state)
         self._run.history.finish_epoch(state)
@@ -454,7 +458,7 @@ class Trainer(Generic[Model, Batch]):
         all_skipped = progress.step == before.step and progress.skipped > before.skipped
         if all_skipped and plan.epochs is None and (self._scaler is None or self._scaler.get_scale() < 1):
             raise NonFiniteError(
-                f"not one optimizer step was made in epoch {progress.epoch}: every one was skipped",
+                f"not one optimizer step was made in epoch {number}: every one was skipped",
                 why="with steps= as the only target, the run would never end",
                 fix="look at the data, take a smaller learning rate, or give epochs= as well",
             )
@@ -463,6 +467,11 @@ class Trainer(Generic[Model, Batch]):
         """Begin the run, or go on where the last fit ended."""
         state, settings, model = self.state, self._settings, self.state.model
         state.stop_reason = None
+        if (
+            self._run.window is not None
+        ):  # an error left it open: its batches have made no step, and get their turn again
+            state.progress.batch, state.progress.samples = self._window_from
+            self._run.window = None
         if state.progress.fresh and settings.seed is not None:
             seed_everything(settings.seed)
         if self._callback_states is not None:
@@ -490,7 +499,8 @@ class Trainer(Generic[Model, Batch]):
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
         self._saving.at_end()
-        self._callback_states = [callback.state_dict() for callback in self._settings.callbacks]
+        # Copies: another trainer may use the same callbacks before the next fit.
+        self._callback_states = [copied(callback.state_dict()) for callback in self._settings.callbacks]
         if self._stopper is not None and self._stopper.best_weights is not None:
             self._last_weights = snapshot(state.model)
             state.model.load_state_dict(self._stopper.best_weights)
@@ -517,15 +527,21 @@ class Trainer(Generic[Model, Batch]):
         """
         check_name(name)
         check_loader("data", data)
+        marks = self.state.metrics.marks()
         with self._prepared("test", Plan(val_batches=length_of(data))):
-            with Hooks(self._settings.callbacks, self.state) as hooks:
-                scores = self._evaluate(hooks, data, name, "test")
-            self.state.metrics.settle(scores)
-        return scores
+            try:
+                with Hooks(self._settings.callbacks, self.state) as hooks:
+                    return self._evaluate(hooks, data, name, "test")
+            finally:
+                self.state.metrics.settle(marks)  # the run's history and records are not about test data
 
-    def _evaluate(self, hooks: Hooks, data: Iterable[Batch], name: str, stage: Stage) -> dict[str, float]:
-        """One pass over evaluation data; the scores, which are logged as well."""
+    def _evaluate(self, hooks: Hooks, data: Iterable[Batch] | None, name: str, stage: Stage) -> dict[str, float]:
+        """One pass over evaluation data; the scores, which are logged as well. A validation given up stays due."""
+        assert data is not None  # a validation is due only where there is data for it
         state, metrics = self.state, self._settings.metrics
+        if stage == "val":
+            self._guard.look(state)
+        random = self._saving.random_state()
         averages, wanted, batches = Averages(eager=self._eager), hooks.overrides("on_eval_batch_end"), 0
         for metric in metrics.values():
             metric.reset()
@@ -543,8 +559,12 @@ class Trainer(Generic[Model, Batch]):
                 for metric_name, metric in metrics.items():
                     update_metric(metric_name, metric, output)
                 hooks.on_eval_batch_end(state, output)
-                if stage == "val" and self._saving.asked:
-                    return {}  # given up: its sums are dropped, and a resume runs it first
+                if (
+                    stage == "val" and random is not None and self._saving.asked
+                ):  # its sums are dropped, and a resume runs it first
+                    random.restore()
+                    self._saving.obey()
+                del output  # else it would live on beside the next one
             if not batches:
                 raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
@@ -552,10 +572,12 @@ class Trainer(Generic[Model, Batch]):
                 scores |= named_scores(f"{name}/{metric_name}", metric.compute())
             for key, value in scores.items():
                 state.metrics.record(key, value)
-            if not math.isfinite(loss := scores[f"{name}/loss"]):
-                self._warn_once(name, f"{name}/loss is {loss}; it counts as no improvement")
+                if not math.isfinite(value):
+                    self._warn_once(key, f"{key} is {value}; it counts as no improvement")
             hooks.on_eval_end(state)
         state.stage = before  # an error leaves it, so that on_exception sees where it arose
+        if stage == "val":
+            self._run.validation_due = False
         return scores
 
     def predict(self, data: Iterable[Any], *, forward: Callable[[Model, Any], Any] | None = None) -> list[Any]:
@@ -584,7 +606,8 @@ class Trainer(Generic[Model, Batch]):
                         output = predictions_of(as_output(self._step(self.state.model, batch)))
                     else:
                         output = self.state.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-                outputs.append(map_tensors(lambda tensor: tensor.detach().cpu(), output))
+                outputs.append(move(map_tensors(Tensor.detach, output), torch.device("cpu")))
+                del output
         return outputs
 
     @contextlib.contextmanager

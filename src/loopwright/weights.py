@@ -1,4 +1,4 @@
-"""Copies of a model's state, and whether a model still holds one."""
+"""Copies of a model's and a callback's state, and whether a model still holds one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
         for name, value in model.state_dict().items()
     }
+
+
+def copied(value: Any) -> Any:
+    """A copy of plain data and tensors that nobody else holds; what is neither is taken as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) is dict:
+        return {key: copied(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)([copied(item) for item in value])
+    return value
 
 
 def holds(model: nn.Module, weights: Mapping[str, Any]) -> bool:

@@ -46,7 +46,8 @@ class Window:
             return
         if isinstance(weight, Tensor):
             weight = _wide(weight)
-            first = torch.as_tensor(self._first, dtype=weight.dtype, device=weight.device)
+            # A fill needs no transfer, and a transfer would wait for the device.
+            first = self._first if isinstance(self._first, Tensor) else torch.full_like(weight, self._first)
             self._first = torch.where(first == 0, weight, first)
         else:
             self._first = self._first or weight

@@ -74,6 +74,7 @@ class CSVLogger(Logger):
             folder = self.path.is_dir()
             raise ConfigError(
                 f"CSVLogger is to write {str(self.path)!r}, which is {'a folder' if folder else 'no regular file'}",
+                why="its records are lines of a file that it can go on with",
                 fix=f"for example CSVLogger({str(self.path / 'metrics.csv' if folder else Path('metrics.csv'))!r})",
             )
         if fresh:

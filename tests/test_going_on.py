@@ -1,0 +1,148 @@
+"""A later fit goes on as the same run, wherever and however the earlier one ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from helpers import Outcome, StopsIn, Unsized, assert_same_run, small_trainer, some_batches, weights_of
+from loopwright import Every, Schedule, Trainer
+from loopwright.callback import HOOKS
+from loopwright.callbacks import LearningRateMonitor
+from small_problems import PROBLEMS, RARER, generator_of, loss_of, make_loader, make_optimizer, samples
+
+Target = dict[str, Any]  # epochs= and steps= of a fit
+
+KINDS = ["shuffled", "own generator", "list", "without length", "weighted sampler", "augmented", "iterable dataset"]
+KINDS += [kind for kind in RARER if "workers" not in kind]
+
+
+def run(kind: str, targets: Iterable[Target], *, validate: Every = Every(epochs=1), **how: Any) -> Outcome:  # noqa: B008
+    """A run in these parts."""
+    torch.manual_seed(2)
+    model = PROBLEMS["dropout"]()
+    optimizer = make_optimizer("adam", model)
+    train = make_loader(kind, samples("dropout", 14))
+    val = make_loader("shuffled", samples("dropout", 6))
+    if how.pop("one_cycle", False):
+        how["schedule"] = Schedule(OneCycleLR(optimizer, max_lr=0.1, total_steps=12), each="step")
+    trainer = Trainer(
+        model, optimizer, loss_of("dropout"), callbacks=[LearningRateMonitor()], seed=5, device="cpu", **how
+    )
+    for target in targets:
+        result = trainer.fit(train, val, validate=validate, **target)
+    own = generator_of(train)
+    return Outcome(weights_of(trainer), result, [torch.get_rng_state(), *([] if own is None else [own.get_state()])])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_in_parts_of_steps_and_epochs_is_the_unbroken_run_bit_for_bit(kind: str) -> None:
+    unbroken = run(kind, [{"epochs": 3}])
+    assert_same_run(run(kind, [{"steps": 1}, {"steps": 3}, {"epochs": 1}, {"epochs": 3}]), unbroken)
+
+
+@pytest.mark.parametrize("kind", ["two workers", "two workers, augmented", "persistent workers"])
+def test_a_run_in_parts_is_the_unbroken_one_with_workers_too(kind: str) -> None:
+    assert_same_run(run(kind, [{"steps": 2}, {"steps": 6}, {"epochs": 2}]), run(kind, [{"epochs": 2}]))
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "own generator", "without length", "augmented"])
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_a_run_in_parts_is_the_unbroken_one_under_accumulation_and_validations_by_steps(
+    kind: str, accumulate: int
+) -> None:
+    how: dict[str, Any] = {"accumulate": accumulate, "validate": Every(steps=2)}
+    parts = [{"steps": steps} for steps in range(1, 7)]
+    assert_same_run(run(kind, parts, **how), run(kind, [{"steps": 6}], **how))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"precision": "bf16"},
+        {"precision": "fp16", "accumulate": 2},
+        {"clip_norm": 0.1, "one_cycle": True},
+        {"on_nonfinite": "skip"},
+    ],
+)
+def test_a_run_in_parts_is_the_unbroken_one_under_other_settings(how: dict[str, Any]) -> None:
+    parts = [{"steps": 1}, {"steps": 3}, {"steps": 6}]
+    assert_same_run(run("shuffled", parts, **how), run("shuffled", [{"steps": 6}], **how))
+
+
+def test_a_run_in_parts_is_the_unbroken_one_at_the_cadence_of_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_read_each_step", False)
+    assert_same_run(run("shuffled", [{"steps": 3}, {"epochs": 3}]), run("shuffled", [{"epochs": 3}]))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["shuffled", "own generator", "with replacement", "without length", "augmented"]),
+    accumulate=st.integers(1, 3),
+    every=st.one_of(st.builds(lambda n: Every(steps=n), st.integers(1, 4)), st.just(Every(epochs=2))),
+    stops=st.lists(st.integers(1, 11), max_size=5).map(sorted),
+)
+def test_whatever_its_parts_a_run_is_the_unbroken_one(
+    kind: str, accumulate: int, every: Every, stops: list[int]
+) -> None:
+    how: dict[str, Any] = {"accumulate": accumulate, "validate": every}
+    parts = [{"steps": steps} for steps in stops]
+    assert_same_run(run(kind, [*parts, {"steps": 12}], **how), run(kind, [{"steps": 12}], **how))
+
+
+@pytest.mark.parametrize("hook", [hook for hook in HOOKS if hook not in ("on_exception", "on_fit_end", "teardown")])
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_run_stopped_in_any_hook_goes_on_as_the_unbroken_one(hook: str, sized: bool) -> None:
+    def whole(*stops: StopsIn) -> Outcome:
+        trainer = small_trainer(*stops, accumulate=2, seed=1)
+        data = some_batches(5) if sized else Unsized(some_batches(5))
+        for _ in range(len(stops) + 1):
+            result = trainer.fit(data, some_batches(2), epochs=2)
+        return Outcome(weights_of(trainer), result)
+
+    assert_same_run(whole(StopsIn(hook)), whole())
+
+
+def test_an_iterator_is_gone_on_with_where_it_was_left() -> None:
+    seen: list[int] = []
+
+    def endless() -> Iterator[Any]:
+        number = 0
+        while True:
+            yield number, some_batches(1, seed=number)[0]
+            number += 1
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        number, (inputs, _) = batch
+        seen.append(number)
+        loss: Tensor = model(inputs).square().mean()
+        return loss
+
+    trainer, data = small_trainer(step=step), endless()
+    trainer.fit(data, steps=3)
+    trainer.fit(data, steps=5)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_an_evaluation_and_a_prediction_between_two_fits_change_neither_history_nor_bits() -> None:
+    def whole(between: Callable[[Trainer], object]) -> Outcome:
+        trainer = small_trainer(LearningRateMonitor(), seed=1)
+        trainer.fit(some_batches(3), some_batches(1), steps=4)
+        between(trainer)
+        result = trainer.fit(some_batches(3), some_batches(1), epochs=3)
+        return Outcome(weights_of(trainer), result)
+
+    def look(trainer: Trainer) -> None:
+        trainer.evaluate(some_batches(2))
+        trainer.evaluate(some_batches(2), name="val")
+        trainer.evaluate(some_batches(2), name="train")
+        trainer.predict(some_batches(2))
+
+    assert_same_run(whole(look), whole(lambda trainer: None))

@@ -1,0 +1,268 @@
+"""Every setting that cannot work, the exceptions, and what a step may return (U7)."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchmetrics
+from torch import Tensor, nn
+
+import loopwright
+from helpers import At, line, line_trainer, ragged
+from loopwright import (
+    Callback,
+    ConfigError,
+    Every,
+    LoopwrightError,
+    Schedule,
+    Trainer,
+)
+from loopwright.callbacks import CSVLogger, EarlyStopping
+
+
+class NoStep:
+    pass
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def _make(**changed: Any) -> Trainer:
+    model = changed.pop("model", line())
+    optimizer = changed.pop("optimizer", None) or _sgd(model)
+    loss = changed.pop("loss", None if "step" in changed else nn.MSELoss())
+    return Trainer(model, optimizer, loss, device="cpu", **changed)
+
+
+def _plateau(**settings: Any) -> Schedule:
+    return Schedule(torch.optim.lr_scheduler.ReduceLROnPlateau(_sgd(line())), **settings)
+
+
+def _lbfgs(**settings: Any) -> Trainer:
+    model = line()
+    return _make(model=model, optimizer=torch.optim.LBFGS(model.parameters()), **settings)
+
+
+def _twice() -> Trainer:
+    callback = Callback[Any]()
+    return _make(callbacks=[callback, callback])
+
+
+MAE = torchmetrics.MeanAbsoluteError
+BAD: dict[str, tuple[Callable[[], object], str]] = {
+    "model is a class": (lambda: Trainer(nn.Linear, _sgd(line()), nn.MSELoss()), "the model is the class Linear"),  # type: ignore[type-var]
+    "model is no module": (lambda: Trainer(3, _sgd(line()), nn.MSELoss()), "the model is of type int"),  # type: ignore[type-var]
+    "optimizer is a class": (lambda: Trainer(line(), torch.optim.SGD, nn.MSELoss()), "optimizer is the class SGD"),  # type: ignore[arg-type]
+    "optimizer is none": (lambda: Trainer(line(), 0.1, nn.MSELoss()), "the optimizer is of type float"),  # type: ignore[arg-type]
+    "optimizer of another model": (lambda: _make(optimizer=_sgd(line())), "no parameter of this Linear"),
+    "neither loss nor step": (lambda: _make(loss=None), "neither loss nor step"),
+    "both loss and step": (lambda: _make(step=lambda m, b: m(b), loss=nn.MSELoss()), "both loss and step"),
+    "loss is a class": (lambda: _make(loss=nn.MSELoss), "loss is the class MSELoss"),
+    "loss is no function": (lambda: _make(loss=3), "loss is of type int"),
+    "step is no function": (lambda: _make(step="step"), "step is of type str"),
+    "step is a class": (lambda: _make(step=NoStep), "step is the class NoStep"),
+    "schedule is a scheduler": (
+        lambda: _make(schedule=torch.optim.lr_scheduler.StepLR(_sgd(line()), 1)),
+        "schedule is of type StepLR",
+    ),
+    "schedule of another optimizer": (
+        lambda: _make(schedule=Schedule(torch.optim.lr_scheduler.StepLR(_sgd(line()), 1), "step")),
+        "built on another optimizer",
+    ),
+    "scheduler without step": (lambda: Schedule(NoStep(), "step"), "and not a scheduler"),  # type: ignore[arg-type]
+    "each is neither": (lambda: Schedule(torch.optim.lr_scheduler.StepLR(_sgd(line()), 1), "batch"), "each is 'batch'"),  # type: ignore[arg-type]
+    "plateau without monitor": (lambda: _plateau(each="epoch"), "has no metric to follow"),
+    "monitor without plateau": (
+        lambda: Schedule(torch.optim.lr_scheduler.StepLR(_sgd(line()), 1), "epoch", "val/loss"),
+        "its step() takes no metric",
+    ),
+    "metrics is a list": (lambda: _make(metrics=[MAE()]), "metrics is a list"),
+    "metrics is a metric": (lambda: _make(metrics=MAE()), "metrics is of type MeanAbsoluteError"),
+    "metrics is a collection": (lambda: _make(metrics=torchmetrics.MetricCollection([MAE()])), "metrics is of type"),
+    "metric is a class": (lambda: _make(metrics={"mae": MAE}), "the metric 'mae' is"),
+    "metric is a function": (lambda: _make(metrics={"mae": lambda p, t: 0.0}), "the metric 'mae' is"),
+    "metric named loss": (lambda: _make(metrics={"loss": MAE()}), "the metric 'loss' is"),
+    "metric without a name": (lambda: _make(metrics={"": MAE()}), "cannot be the name of a metric"),
+    "callbacks is a callback": (lambda: _make(callbacks=Callback()), "callbacks is of type Callback"),
+    "callbacks is None": (lambda: _make(callbacks=None), "callbacks is of type NoneType"),
+    "callback is a class": (lambda: _make(callbacks=[EarlyStopping]), "EarlyStopping is a class"),
+    "callback is none": (lambda: _make(callbacks=[print]), "is not a callback"),
+    "callback is there twice": (_twice, "in the list twice"),
+    "two restore the best": (
+        lambda: _make(callbacks=[EarlyStopping("val/loss", mode="min", restore_best=True) for _ in range(2)]),
+        "2 callbacks have restore_best=True",
+    ),
+    "precision misspelt": (lambda: _make(precision="fp61"), "precision is 'fp61'"),
+    "precision is a dtype": (lambda: _make(precision=torch.bfloat16), "precision is torch.bfloat16"),
+    "accumulate 0": (lambda: _make(accumulate=0), "accumulate is 0"),
+    "accumulate True": (lambda: _make(accumulate=True), "accumulate is True"),
+    "accumulate 2.0": (lambda: _make(accumulate=2.0), "accumulate is 2.0"),
+    "clip_norm 0": (lambda: _make(clip_norm=0), "clip_norm is 0"),
+    "clip_norm negative": (lambda: _make(clip_norm=-1.0), "clip_norm is -1.0"),
+    "clip_norm NaN": (lambda: _make(clip_norm=math.nan), "clip_norm is nan"),
+    "clip_norm True": (lambda: _make(clip_norm=True), "clip_norm is True"),
+    "clip_norm a string": (lambda: _make(clip_norm="1"), "clip_norm is '1'"),
+    "compile is a string": (lambda: _make(compile="max-autotune"), "compile is 'max-autotune'"),
+    "seed negative": (lambda: _make(seed=-1), "seed is -1"),
+    "seed too large": (lambda: _make(seed=2**32), "seed is 4294967296"),
+    "seed a float": (lambda: _make(seed=1.0), "seed is 1.0"),
+    "seed True": (lambda: _make(seed=True), "seed is True"),
+    "deterministic is a number": (lambda: _make(deterministic=1), "deterministic is 1"),
+    "on_nonfinite misspelt": (lambda: _make(on_nonfinite="rise"), "on_nonfinite is 'rise'"),
+    "LBFGS and accumulate": (lambda: _lbfgs(accumulate=2), "accumulate does not go with LBFGS"),
+    "LBFGS and fp16": (lambda: _lbfgs(precision="fp16"), "precision='fp16' does not go with LBFGS"),
+    "LBFGS and skip": (lambda: _lbfgs(on_nonfinite="skip"), "on_nonfinite='skip' does not go with LBFGS"),
+    "fit without a target": (lambda: _make().fit(ragged(2)), "fit has no target"),
+    "epochs 0": (lambda: _make().fit(ragged(2), epochs=0), "epochs is 0"),
+    "epochs a float": (lambda: _make().fit(ragged(2), epochs=1.5), "epochs is 1.5"),  # type: ignore[arg-type]
+    "steps negative": (lambda: _make().fit(ragged(2), steps=-1), "steps is -1"),
+    "steps True": (lambda: _make().fit(ragged(2), steps=True), "steps is True"),
+    "validate a number": (lambda: _make().fit(ragged(2), ragged(2), epochs=1, validate=10), "validate is 10"),  # type: ignore[arg-type]
+    "Every of nothing": (lambda: Every(), "is not one cadence"),
+    "Every of both": (lambda: Every(steps=1, epochs=1), "is not one cadence"),
+    "Every 0 steps": (lambda: Every(steps=0), "steps is 0"),
+    "Every half an epoch": (lambda: Every(epochs=0.5), "epochs is 0.5"),  # type: ignore[arg-type]
+    "patience 0": (lambda: EarlyStopping("val/loss", mode="min", patience=0), "patience is 0"),
+    "mode misspelt": (lambda: EarlyStopping("val/loss", mode="minimum"), "mode is 'minimum'"),  # type: ignore[arg-type]
+    "min_delta negative": (lambda: EarlyStopping("val/loss", mode="min", min_delta=-1), "min_delta is -1"),
+    "min_delta NaN": (lambda: EarlyStopping("val/loss", mode="min", min_delta=math.nan), "min_delta is nan"),
+    "val monitored without val": (
+        lambda: _make(callbacks=[EarlyStopping("val/loss", mode="min")]).fit(ragged(2), epochs=1),
+        "no validation data",
+    ),
+    "CSVLogger every number": (lambda: CSVLogger("metrics.csv", every=10), "every is 10"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_setting_that_cannot_work_is_an_error_that_says_what_why_and_the_fix(case: str) -> None:
+    make, words = BAD[case]
+    with pytest.raises(ConfigError) as caught:
+        make()
+    error = caught.value
+    assert words in error.what
+    assert error.why
+    assert error.fix
+    assert str(error).startswith("[config] ")
+    assert isinstance(error, ValueError)
+
+
+def test_a_misspelt_choice_names_the_nearest() -> None:
+    wrong: dict[str, dict[str, Any]] = {"'bf16'": {"precision": "bf-16"}, "'raise'": {"on_nonfinite": "rise"}}
+    for nearest, setting in wrong.items():
+        with pytest.raises(ConfigError) as caught:
+            _make(**setting)
+        assert nearest in caught.value.fix
+
+
+def test_settings_that_do_nothing_together_are_taken() -> None:
+    assert _make(clip_norm=math.inf, seed=0, accumulate=7).fit(ragged(2), epochs=1).progress.step == 1
+    assert _make(seed=2**32 - 1, metrics={}, callbacks=()).fit(ragged(2), steps=1).progress.step == 1
+    assert _make(callbacks=iter([Callback[Any]()])).fit(ragged(2), epochs=1).stop_reason == "epochs"
+
+
+def test_a_change_of_the_lists_that_were_given_changes_nothing() -> None:
+    fired: list[str] = []
+    callbacks: list[Callback[Any]] = []
+    metrics: dict[str, Any] = {}
+    trainer = _make(callbacks=callbacks, metrics=metrics)
+    callbacks.append(At(setup=lambda state: fired.append("setup")))
+    metrics["mae"] = MAE()
+    assert set(trainer.fit(ragged(2), ragged(2), epochs=1).history[0]) == {"epoch", "step", "train/loss", "val/loss"}
+    assert not fired
+
+
+# The exceptions.
+
+ERRORS = [
+    value
+    for name, value in vars(loopwright).items()
+    if isinstance(value, type) and issubclass(value, LoopwrightError) and name in loopwright.__all__
+]
+
+
+def test_every_exception_has_an_id_of_its_own_that_opens_its_message() -> None:
+    ids = [error.id for error in ERRORS]
+    assert len(set(ids)) == len(ids) == 9
+    for kind in ERRORS:
+        error = kind("what is wrong", why="it cannot be", fix="type this")
+        assert str(error) == f"[{kind.id}] what is wrong\n  why: it cannot be\n  fix: type this"
+        assert str(kind("what is wrong")) == f"[{kind.id}] what is wrong"
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_an_exception_survives_a_worker_process(kind: type[LoopwrightError]) -> None:
+    error = kind("what", why="why", fix="fix")
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is kind
+        assert str(twin) == str(error)
+        assert (twin.what, twin.why, twin.fix) == ("what", "why", "fix")
+
+
+def test_the_python_exceptions_that_users_catch_are_the_bases() -> None:
+    bases = {
+        "ConfigError": ValueError,
+        "NonFiniteError": FloatingPointError,
+        "ShapeMismatchError": ValueError,
+        "UnknownMetricError": KeyError,
+        "SaveError": OSError,
+    }
+    for name, base in bases.items():
+        assert issubclass(getattr(loopwright, name), base)
+    for one, other in itertools.permutations(ERRORS, 2):
+        allowed = {(loopwright.SaveError, loopwright.CheckpointError)}
+        assert other is LoopwrightError or not issubclass(one, other) or (one, other) in allowed
+
+
+# What a step may return.
+
+
+def _without_gradients(model: nn.Module, batch: Any) -> Any:
+    with torch.no_grad():
+        return model(batch[0]).mean()
+
+
+STEPS: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {
+    "nothing": (lambda model, batch: None, "the step returned of type NoneType"),
+    "a number": (lambda model, batch: 1.0, "the step returned of type float"),
+    "a dict": (lambda model, batch: {"loss": model(batch[0]).mean()}, "the step returned a dict"),
+    "a tuple": (lambda model, batch: (model(batch[0]).mean(), 1), "the step returned a tuple"),
+    "a vector": (lambda model, batch: model(batch[0]), "the loss is a tensor of shape (2, 1)"),
+    "whole numbers": (lambda model, batch: torch.tensor(3), "torch.int64"),
+    "a loss that is no tensor": (lambda model, batch: loopwright.Output(1.0), "the loss is of type float"),  # type: ignore[arg-type]
+    "a detached loss": (lambda model, batch: model(batch[0]).mean().detach(), "does not depend on any trainable"),
+    "a loss without gradients": (_without_gradients, "does not depend on any trainable"),
+    "a metric of two": (
+        lambda model, batch: loopwright.Output(model(batch[0]).mean(), metrics={"a": torch.ones(2)}),
+        "the value of 'a'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_step_that_returns_something_else_is_an_error_that_says_what(case: str) -> None:
+    step, words = STEPS[case]
+    trainer = line_trainer(step=step)
+    with pytest.raises(ConfigError) as caught:
+        trainer.fit(ragged(2), epochs=1)
+    assert words in caught.value.what
+    assert caught.value.why
+    assert caught.value.fix
+    assert trainer.state.progress.step == 0
+
+
+def test_a_loss_of_one_element_in_any_shape_will_do() -> None:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        loss: Tensor = model(batch[0]).mean().reshape(1, 1)
+        return loss
+
+    (row,) = line_trainer(step=step).fit(ragged(2), epochs=1).history
+    assert type(row["train/loss"]) is float
