@@ -160,8 +160,8 @@ class Hooks(Callback[Any]):
         if error is not None:
             progress = self._state.progress
             error.add_note(
-                f"in epoch {progress.epoch + 1}, batch {progress.batch + 1}, optimizer step {progress.step + 1} "
-                f"(stage {self._state.stage!r}, all counted from 1)"
+                f"finished by then: {progress.epoch} epochs, {progress.batch} batches of the next, "
+                f"{progress.step} optimizer steps (stage {self._state.stage!r})"
             )
             if (origin := _origin(error, self._callbacks)) is not None:
                 error.add_note(f"raised by {_name(origin[0])} in its hook {origin[1]}")

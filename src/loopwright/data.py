@@ -24,7 +24,7 @@ def check_loader(name: str, data: object) -> None:
         raise ConfigError(
             f"{name} is a dataset, {type(data).__name__}, and not a loader",
             why="its items are single samples, not batches",
-            fix=f"DataLoader({name}, batch_size=32, shuffle=True)",
+            fix=f"DataLoader({name}, batch_size=32{', shuffle=True' if name == 'train' else ''})",
         )
     if isinstance(data, (Tensor, str, bytes, Mapping, type)) or not (
         hasattr(data, "__iter__") or hasattr(data, "__getitem__")
@@ -32,7 +32,9 @@ def check_loader(name: str, data: object) -> None:
         raise ConfigError(
             f"{name} is {describe(data)}",
             why="it must be a loader: an iterable of batches",
-            fix="DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
+            fix=f"epochs={data}, if that is how long to train"
+            if isinstance(data, int) and name != "data"
+            else "DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
         )
 
 
@@ -73,12 +75,6 @@ def plan_fit(
         ConfigError: There is no target, or the data is no loader.
         DataError: The data is empty, and says so.
     """
-    if epochs is None and steps is None:
-        raise ConfigError(
-            "fit has no target",
-            why="nothing says how long to train",
-            fix="fit(train, epochs=10), or steps=1000",
-        )
     for name, target in (("epochs", epochs), ("steps", steps)):
         if target is not None:
             check_count(name, target)
@@ -89,11 +85,18 @@ def plan_fit(
             fix="validate=Every(steps=100), or Every(epochs=1)",
         )
     check_loader("train", train)
+    if val is not None:
+        check_loader("val", val)
+    if epochs is None and steps is None:
+        raise ConfigError(
+            "fit has no target",
+            why="nothing says how long to train",
+            fix="fit(train, epochs=10), or steps=1000",
+        )
     if length_of(train) == 0:
         raise no_batches("the training data", train)
     if val is None:
         return Plan(epochs, steps, length_of(train), accumulate=accumulate)
-    check_loader("val", val)
     if length_of(val) == 0:
         raise no_batches("the validation data", val)
     return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate)

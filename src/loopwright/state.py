@@ -192,6 +192,9 @@ class State(Generic[Model_co]):
         stop_reason: Why a callback has ordered a stop, or None.
     """
 
+    # A misspelt attribute, or one of another library's such as should_stop, is an error and not ignored.
+    __slots__ = ("device", "metrics", "model", "optimizer", "plan", "progress", "stage", "stop_reason")
+
     def __init__(self, model: Model_co, optimizer: Optimizer, device: torch.device) -> None:
         self.model: Model_co = model
         self.optimizer = optimizer

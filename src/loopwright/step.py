@@ -102,10 +102,12 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
 
 
 def _not_a_pair(batch: Any) -> DataError:
+    bare = "DataLoader(TensorDataset(inputs, targets), batch_size=32), if these are the tensors themselves; else "
     return DataError(
         f"a batch is {describe(batch)}, and not a pair of inputs and targets",
         why="with loss= the trainer calls loss(model(inputs), targets)",
-        fix="give the trainer step=, a function of model and batch, in place of loss=",
+        fix=(bare if isinstance(batch, Tensor) else "")
+        + "give the trainer step=, a function of model and batch, in place of loss=",
     )
 
 
@@ -131,8 +133,9 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a {name} with the keys {', '.join(map(repr, value))}"
     if isinstance(value, (list, tuple)):
-        return f"a {name} of {len(value)}: ({', '.join(type(item).__name__ for item in value)})"
-    return f"of type {name}"
+        listed = ", ".join(type(item).__name__ for item in value[:4]) + (", ..." if len(value) > 4 else "")
+        return f"a {name} of {len(value)}: ({listed})" if value else f"an empty {name}"
+    return "None" if value is None else f"an object of type {name}"
 
 
 def batch_size(batch: Any) -> int | None:

@@ -204,7 +204,12 @@ class Trainer(Generic[Model, Batch]):
         plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
         self._history.catch_up(state)
         if (reason := plan.reached(state.progress)) is not None:
-            logger.info("nothing to train: the run has all its %s already (%s)", reason, state.progress)
+            logger.warning(
+                "nothing to train: targets are absolute, and the run has all its %s already (%s); "
+                "raise the target to train more, or make a new model, optimizer and Trainer to begin again",
+                reason,
+                state.progress,
+            )
             return self._result(reason)
         with self._prepared("train", plan):
             self._begin()
