@@ -132,6 +132,18 @@ def test_the_error_names_the_first_bad_batch_however_often_values_are_read(
     assert place(caught.value) == (epoch + 1, index + 1, epoch * steps_an_epoch + index // accumulate + 1)
 
 
+@pytest.mark.parametrize("read", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 4])
+def test_a_read_in_the_middle_of_a_window_does_not_shift_the_step_that_an_error_names(
+    accumulate: int, read: int
+) -> None:
+    for bad in range(8):
+        trainer = with_cadence(False, accumulate=accumulate, callbacks=[Reads(read, "on_batch_end")], lr=0.01)
+        with pytest.raises(NonFiniteError) as caught:
+            trainer.fit(Poisoned(ragged(*[2] * 8), (0, bad)), epochs=1)
+        assert place(caught.value) == (1, bad + 1, bad // accumulate + 1)
+
+
 class Hidden:
     """Gives on what another gives, but not its length."""
 

@@ -90,8 +90,8 @@ class Callback(Generic[Batch]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, value in vars(cls).items():
-            if name.startswith("on_") and callable(value) and name not in HOOKS:
+        for name in dir(cls):  # those of mixins as well
+            if name.startswith("on_") and name not in HOOKS and callable(getattr(cls, name)):
                 raise TypeError(
                     f"{cls.__name__}.{name} is not a hook and would never be called; "
                     # Other libraries say begin, and an end would be nearer in letters.
@@ -99,6 +99,7 @@ class Callback(Generic[Batch]):
                     f"  the hooks are: {', '.join(HOOKS)}\n"
                     "  fix: correct the name, or take 'on_' off the name of a method of your own"
                 )
+        for name, value in vars(cls).items():
             if name in HOOKS and inspect.isfunction(value):
                 _check_signature(cls, name, value)
 

@@ -55,7 +55,9 @@ def no_batches(name: str, data: object) -> DataError:
             fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
         )
     dataset = getattr(data, "dataset", None)
-    batch_size, drop_last = getattr(data, "batch_size", None), getattr(data, "drop_last", None)
+    sampler = getattr(data, "batch_sampler", None)  # given by hand, it alone knows
+    owner = data if getattr(data, "batch_size", None) is not None or sampler is None else sampler
+    batch_size, drop_last = getattr(owner, "batch_size", None), getattr(owner, "drop_last", None)
     facts = {"dataset size": length_of(dataset), "batch size": batch_size, "drop_last": drop_last}
     listed = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
     too_few = bool(drop_last) and bool(length_of(dataset))
@@ -116,8 +118,8 @@ class EpochData:
 
     def batches(self, loader: Iterable[T], done: int) -> Iterator[T]:
         """The epoch's batches from number ``done`` on. Nothing is fetched ahead."""
-        if isinstance(loader, Iterator):
-            return loader  # it is where it was left, and can be nowhere else
+        if isinstance(loader, Iterator) and length_of(loader) is None:
+            return loader  # a generator and its like: it is where it was left
         own = generators_of(loader)
         if done == 0 or self._at_start is None:
             self._at_start = RandomState.capture(own)

@@ -77,10 +77,13 @@ class Monitor:
             validated = any(name.startswith("val/") and metrics.mark_of(name) for name in metrics)
             if state.plan.validate is not None and not validated and own != "train":
                 return None  # the first validation is still to come
+            forgotten = state.plan.validate is None and own.startswith("val")
             raise unknown_metric(
                 self.name,
                 metrics,
-                fix=f"log it with state.log({self.name!r}, value), in a callback that stands earlier in the list, "
+                fix="fit was given no validation data: trainer.fit(train, val, ...)"
+                if forgotten
+                else f"log it with state.log({self.name!r}, value), in a callback that stands earlier in the list, "
                 "or monitor one that there is",
             )
         if mark <= self._judged:
@@ -102,8 +105,8 @@ class Monitor:
 
 
 def check_validated(name: str | None, state: State) -> None:
-    """Raise ConfigError where a ``val/`` metric is followed in a fit without validation data."""
-    if name is not None and name.startswith("val/") and state.plan.validate is None:
+    """Raise ConfigError where the validation loss is followed in a fit without validation data."""
+    if name == "val/loss" and state.plan.validate is None:
         raise ConfigError(
             f"{name!r} is monitored, but fit was given no validation data",
             why="nothing would ever log it",

@@ -69,6 +69,18 @@ class RandomState:
 
 
 @contextlib.contextmanager
+def undrawn_on_error(own: Iterable[torch.Generator]) -> Iterator[None]:
+    """A block that draws nothing if it fails: it can be run again as if for the first time."""
+    own = list(own)
+    before = RandomState.capture(own)
+    try:
+        yield
+    except BaseException:
+        before.restore(own)
+        raise
+
+
+@contextlib.contextmanager
 def deterministic_kernels() -> Iterator[None]:
     """Deterministic kernels, or an error where torch has none, until the block ends."""
     cudnn = torch.backends.cudnn

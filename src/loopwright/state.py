@@ -145,7 +145,7 @@ def unknown_metric(name: str, known: Mapping[str, object], fix: str = "") -> Unk
     return UnknownMetricError(
         f"there is no metric {name!r}",
         why=f"the names logged so far are: {listed}",
-        fix=nearest(name, known) or fix,
+        fix="; ".join(filter(None, (nearest(name, known), fix))),
     )
 
 

@@ -26,7 +26,7 @@ from loopwright.history import History
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import Monitor, check_validated
 from loopwright.precision import Precision, autocast, grad_scaler
-from loopwright.randomness import deterministic_kernels, seed_everything
+from loopwright.randomness import deterministic_kernels, generators_of, seed_everything, undrawn_on_error
 from loopwright.result import Result
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
@@ -38,6 +38,8 @@ from loopwright.step import (
     Step,
     as_output,
     check_has_gradient,
+    inputs_of,
+    joined,
     named_scores,
     predictions_of,
     supervised_step,
@@ -159,9 +161,10 @@ class Trainer(Generic[Model, Batch]):
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._window: Window | None = None
         self._window_from = 0, 0  # the batch and the samples at which it began
+        self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
-        self._of_model: list[nn.Parameter] = []
-        self._parameters: list[Tensor] = []  # the model's, and what else the optimizer holds
+        self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
+        self._outside: list[Tensor] = []  # the model's that the optimizer does not hold
 
     def fit(
         self,
@@ -210,6 +213,8 @@ class Trainer(Generic[Model, Batch]):
                 reason,
                 state.progress,
             )
+            self._guard.parameters(state.model)
+            self._restore_best()
             return self._result(reason)
         with self._prepared("train", plan):
             self._begin()
@@ -265,6 +270,8 @@ class Trainer(Generic[Model, Batch]):
             self._window = Window(self._window_size())
             self._window_from = state.progress.batch, state.progress.samples
             optimizer.zero_grad()
+            for parameter in self._outside:
+                parameter.grad = None
         if self._takes_closure:
             first: list[tuple[Output, int]] = []
             optimizer.step(self._closure(hooks, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
@@ -285,7 +292,9 @@ class Trainer(Generic[Model, Batch]):
                 loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
                 hooks.on_backward_end(state, output)
             if self._window.full:
+                self._in_hand = samples
                 self._optimizer_step(hooks)
+        self._in_hand = None
         state.progress.batch += 1
         state.progress.samples += samples
         hooks.on_batch_end(state, output)
@@ -363,6 +372,7 @@ class Trainer(Generic[Model, Batch]):
                 weight, samples = weigh(output, batch, read=True)
                 window.add(values_of(output, value), weight)
                 first.append((output, samples))
+                self._in_hand = samples
                 hooks.on_before_step(state)
             self._clip()  # each evaluation alike, or the line search would compare unlike gradients
             return loss.detach()
@@ -385,7 +395,7 @@ class Trainer(Generic[Model, Batch]):
 
     def _clip(self) -> None:
         if self._settings.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._of_model, self._settings.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
             if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
                 self._guard.norm(self.state, norm)
 
@@ -454,6 +464,10 @@ class Trainer(Generic[Model, Batch]):
         if self._window is not None:  # an error left it open: its batches have made no step, and get their turn again
             state.progress.batch, state.progress.samples = self._window_from
             self._window = None
+        elif self._in_hand is not None:  # an error came between its step and its count
+            state.progress.batch += 1
+            state.progress.samples += self._in_hand
+        self._in_hand = None
         if state.progress.fresh and settings.seed is not None:
             seed_everything(settings.seed)
         if self._callback_states is not None:
@@ -469,9 +483,11 @@ class Trainer(Generic[Model, Batch]):
             logger.info("the model was in eval mode; it has been put in training mode, with all of its submodules")
         if self._plateau is not None:
             check_validated(self._plateau.name, state)
-        self._of_model = list(model.parameters())
-        in_optimizer = (p for group in state.optimizer.param_groups for p in group["params"])
-        self._parameters = list({id(p): p for p in (*self._of_model, *in_optimizer)}.values())
+        held = {id(p): p for group in state.optimizer.param_groups for p in group["params"]}
+        of_model = {id(p): p for p in model.parameters()}
+        self._parameters = [p for key, p in of_model.items() if key in held]
+        self._parameters += [p for key, p in held.items() if key not in of_model]
+        self._outside = [p for key, p in of_model.items() if key not in held]
 
     def _end(self, hooks: Hooks) -> None:
         """The end of a fit that went well."""
@@ -483,9 +499,12 @@ class Trainer(Generic[Model, Batch]):
         hooks.on_fit_end(state)
         # Copies: another trainer may use the same callbacks before the next fit.
         self._callback_states = [copied(callback.state_dict()) for callback in self._settings.callbacks]
-        if self._stopper is not None and self._stopper.best_weights is not None:
-            self._last_weights = snapshot(state.model)
-            state.model.load_state_dict(self._stopper.best_weights)
+        self._restore_best()
+
+    def _restore_best(self) -> None:
+        if self._last_weights is None and self._stopper is not None and self._stopper.best_weights is not None:
+            self._last_weights = snapshot(self.state.model)
+            self.state.model.load_state_dict(self._stopper.best_weights)
             self._restored_epoch = self._stopper.best_epoch
 
     def _result(self, reason: str) -> Result:
@@ -527,7 +546,8 @@ class Trainer(Generic[Model, Batch]):
         for metric in metrics.values():
             metric.reset()
         before, state.stage = state.stage, stage
-        with evaluating(state.model):
+        again = undrawn_on_error(generators_of(data)) if stage == "val" else contextlib.nullcontext()
+        with again, evaluating(state.model):
             hooks.on_eval_start(state)
             for batch in data:
                 batches += 1
@@ -545,10 +565,10 @@ class Trainer(Generic[Model, Batch]):
                 raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
             for metric_name, metric in metrics.items():
-                scores |= named_scores(f"{name}/{metric_name}", metric.compute())
+                scores = joined(scores, named_scores(f"{name}/{metric_name}", metric.compute()))
             for key, value in scores.items():
                 state.metrics.record(key, value)
-                if not math.isfinite(value):
+                if stage == "val" and not math.isfinite(value):
                     self._warn_once(key, f"{key} is {value}; it counts as no improvement")
             hooks.on_eval_end(state)
         state.stage = before  # an error leaves it, so that on_exception sees where it arose
@@ -581,7 +601,7 @@ class Trainer(Generic[Model, Batch]):
                     elif self._custom_step:
                         output = predictions_of(as_output(self._step(self.state.model, batch)))
                     else:
-                        output = self.state.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                        output = self.state.model(inputs_of(batch))
                 outputs.append(move(map_tensors(Tensor.detach, output), torch.device("cpu")))
                 del output
         return outputs
