@@ -197,8 +197,8 @@ class State(Generic[Model_co]):
 
     def __init__(self, model: Model_co, optimizer: Optimizer, device: torch.device) -> None:
         self.model: Model_co = model
-        self.optimizer = optimizer
-        self.device = device
+        self.optimizer: Optimizer = optimizer
+        self.device: torch.device = device
         self.stage: Stage = "train"
         self.progress: Progress = Progress()
         self.plan: Plan = Plan()
