@@ -81,9 +81,8 @@ class Monitor:
             raise unknown_metric(
                 self.name,
                 metrics,
-                fix="fit was given no validation data: trainer.fit(train, val, ...)"
-                if forgotten
-                else f"log it with state.log({self.name!r}, value), in a callback that stands earlier in the list, "
+                why="fit was given no validation data, and " if forgotten else "",
+                fix=f"log it with state.log({self.name!r}, value), in a callback that stands earlier in the list, "
                 "or monitor one that there is",
             )
         if mark <= self._judged:

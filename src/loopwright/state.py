@@ -139,13 +139,13 @@ class Metrics(Mapping[str, float]):
         self._values[name] = value
 
 
-def unknown_metric(name: str, known: Mapping[str, object], fix: str = "") -> UnknownMetricError:
+def unknown_metric(name: str, known: Mapping[str, object], why: str = "", fix: str = "") -> UnknownMetricError:
     """The error for a metric that does not exist, naming those that do and the nearest."""
     listed = ", ".join(sorted(known)) or "none yet"
     return UnknownMetricError(
         f"there is no metric {name!r}",
-        why=f"the names logged so far are: {listed}",
-        fix="; ".join(filter(None, (nearest(name, known), fix))),
+        why=f"{why}the names logged so far are: {listed}",
+        fix=nearest(name, known) or fix,
     )
 
 
