@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -130,9 +130,19 @@ class EpochData:
             loader._iterator = None  # new workers again: the loader draws their seed only when it starts them
         self._at_start.restore(own)
         try:
-            batches: Iterator[Any] = iter(loader)
+            batches = _Onward(iter(loader))
             for _ in islice(batches, done):
                 continue
         finally:
             now.restore(own)
         return batches
+
+
+class _Onward(Iterator[T]):
+    """An iterator that goes on where it is, whatever asks it to iterate: some loaders are their own, and start anew."""
+
+    def __init__(self, batches: Iterator[T]) -> None:
+        self._batches = batches
+
+    def __next__(self) -> T:
+        return next(self._batches)
