@@ -3,8 +3,10 @@
 A page is one test. Its blocks marked ``python`` run from top to bottom in one module and one empty working folder, and
 a block marked ``text`` that comes directly after one is what that one prints, all of it; ``...`` there stands for
 anything, and of a number with more than six decimals only the first six are compared. A block without such output has
-to print nothing. A block that includes a file runs as that file if its output is shown; else ``tests/test_examples.py``
-is what runs it.
+to print nothing.
+
+A block that includes a file runs as that file if its output is shown; else ``tests/test_examples.py`` is what runs it.
+It begins with ``{ .python``: in a block marked ``python``, ruff would take the line that includes for code.
 
 A docstring is one test too: its lines after ``>>>`` run where the public names of loopwright, ``torch``, ``nn`` and a
 model, an optimizer, a loss and two loaders exist.
@@ -31,7 +33,7 @@ from sybil import Document, Example, Region, Sybil
 
 ROOT = Path(__file__).parent
 _FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>\w+)[^\n`]*\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+    r"^(?P<indent> *)```(?: \{ \.)?(?P<language>\w+)[^\n`]*\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
 )
 _INCLUDE = re.compile(r'^--8<-- "(?P<path>[^":]+)(?P<lines>[:,\d]*)"$')
 

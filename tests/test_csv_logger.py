@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -476,6 +476,7 @@ def play(logger: CSVLogger, records: list[Record], step: int) -> Iterator[int]:
         yield step
 
 
+@settings(deadline=None)  # machines are busy
 @given(records=RECORDS, cut=st.integers(0, 12), beyond=st.integers(0, 12), torn=st.integers(0, 5))
 def test_going_on_from_any_record_gives_the_bytes_of_an_unbroken_run(
     tmp_path_factory: pytest.TempPathFactory, records: list[Record], cut: int, beyond: int, torn: int

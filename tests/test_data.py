@@ -176,6 +176,16 @@ def test_a_target_in_steps_fetches_no_further_batch() -> None:
     assert log == ["iter", "fetch 0", "fetch 1"]
 
 
+def test_of_an_iterator_only_what_is_trained_on_is_taken() -> None:
+    batches = ragged(2, 2, 2)
+    data = iter(batches)
+    trainer = line_trainer()
+    trainer.fit(data, steps=1)
+    assert next(data) is batches[1]
+    trainer.fit(data, steps=2)
+    assert next(data, None) is None
+
+
 def test_evaluate_and_predict_iterate_once_and_in_order() -> None:
     log: list[str] = []
     trainer = line_trainer()
@@ -290,7 +300,8 @@ def test_what_is_no_loader_is_refused_by_name_before_anything_begins(kind: str) 
     for name, call in calls:
         with pytest.raises(ConfigError, match=rf"^\[config\] {name} is ") as caught:
             call()
-        assert "DataLoader(" in caught.value.fix
+        meant_epochs = kind == "number" and name != "data"
+        assert ("epochs=3" if meant_epochs else "DataLoader(") in caught.value.fix
     assert not begun
 
 

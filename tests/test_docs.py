@@ -203,7 +203,7 @@ class Include:
 
 
 def includes() -> list[Include]:
-    fence = re.compile(r'^ *```python(?: title="([^"]*)")?\n *--8<-- "([^":]+)((?::\d+)*)"\n *```$', re.MULTILINE)
+    fence = re.compile(r'^ *``` \{ \.python title="([^"]*)" \}\n *--8<-- "([^":]+)((?::\d+)*)"\n *```$', re.MULTILINE)
     return [Include(page.name, *found) for page in PAGES for found in fence.findall(page.read_text(encoding="utf-8"))]
 
 

@@ -511,6 +511,22 @@ def test_a_validation_that_failed_is_made_up_for_by_a_later_fit_with_a_target_in
     assert "val/loss" in result.history[0]
 
 
+def test_a_validation_that_failed_is_forgotten_by_a_fit_that_has_no_data_for_it() -> None:
+    bad = False
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        loss: Tensor = model(batch[0]).square().mean()
+        return loss * float("nan") if bad else loss
+
+    failing = Failing("on_eval_start", ValueError("planted"))
+    trainer = small_trainer(failing, step=step, on_nonfinite="skip", accumulate=2)
+    train = Unsized(some_batches(3))
+    assert isinstance(raised_by(lambda: trainer.fit(train, train, steps=1, validate=Every(steps=1))), ValueError)
+    bad = True
+    assert trainer.fit(train, epochs=1).progress.skipped == 1
+    assert failing.hooks.count("on_eval_start") == 1
+
+
 @pytest.mark.parametrize("call", [1, 2, 3, 5, 6, 7])
 @pytest.mark.parametrize("hook", ["on_batch_start", "on_backward_end", "on_batch_end", "on_before_step"])
 @pytest.mark.parametrize("sized", [True, False])

@@ -542,6 +542,25 @@ def test_every_tensor_of_an_output_is_detached_and_its_loss_is_the_steps_own(acc
     assert seen == list(zip(hooks, [own[0]] * 2 + [own[1]] * 2 + [own[2]] * 2 + [own[3]], strict=True))
 
 
+def test_an_output_of_the_users_own_class_stays_one_and_is_detached_as_well() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Output):
+        hidden: Tensor | None = None
+
+    def step(model: nn.Module, batch: Any) -> Output:
+        hidden = model(batch[0])
+        return Mine(hidden.mean(), hidden=hidden)
+
+    class Checks(Callback):
+        def on_batch_end(self, state: State, output: Output) -> None:
+            assert isinstance(output, Mine)
+            assert output.hidden is not None
+            assert not output.hidden.requires_grad
+            assert not output.loss.requires_grad
+
+    small_trainer(Checks(), step=step).fit(some_batches(1), epochs=1)
+
+
 def test_the_predictions_may_be_a_mapping_that_refuses_to_be_updated() -> None:
     class Named(OrderedDict[str, Tensor]):
         def update(self, *args: Any, **kwargs: Any) -> None:

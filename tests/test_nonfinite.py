@@ -95,7 +95,7 @@ def test_the_loss_is_checked_before_its_backward() -> None:
 
 
 class Reads(Callback[Any]):
-    """Reads a metric after every so many batches, as a progress bar does: on an accelerator that waits for it."""
+    """Logs a tensor and reads it after every so many batches: on an accelerator that waits for the device."""
 
     def __init__(self, every: int, hook: str) -> None:
         self.every, self.count = every, 0
@@ -104,7 +104,8 @@ class Reads(Callback[Any]):
     def read(self, state: State, *_: object) -> None:
         self.count += 1
         if self.count % self.every == 0:
-            state.metrics.get("train/loss")
+            state.log("seen", torch.zeros(()))
+            assert state.metrics["seen"] == 0.0
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -129,6 +130,18 @@ def test_the_error_names_the_first_bad_batch_however_often_values_are_read(
     steps_an_epoch = math.ceil(batches / accumulate)
     assert "the loss" in caught.value.what
     assert place(caught.value) == (epoch + 1, index + 1, epoch * steps_an_epoch + index // accumulate + 1)
+
+
+@pytest.mark.parametrize("read", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 4])
+def test_a_read_in_the_middle_of_a_window_does_not_shift_the_step_that_an_error_names(
+    accumulate: int, read: int
+) -> None:
+    for bad in range(8):
+        trainer = with_cadence(False, accumulate=accumulate, callbacks=[Reads(read, "on_batch_end")], lr=0.01)
+        with pytest.raises(NonFiniteError) as caught:
+            trainer.fit(Poisoned(ragged(*[2] * 8), (0, bad)), epochs=1)
+        assert place(caught.value) == (1, bad + 1, bad // accumulate + 1)
 
 
 class Hidden:
@@ -224,10 +237,12 @@ def test_what_is_not_trained_may_hold_infinities(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("cadence")
+@pytest.mark.parametrize("read", [1, 1000])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_log_shows_the_nan_of_the_loss_that_ended_the_run(accumulate: int, tmp_path: Path) -> None:
+def test_the_log_shows_the_nan_of_the_loss_that_ended_the_run(accumulate: int, read: int, tmp_path: Path) -> None:
+    """Also where it is found before its window has come to its step."""
     path = tmp_path / "metrics.csv"
-    trainer = line_trainer(callbacks=[CSVLogger(path)], accumulate=accumulate)
+    trainer = line_trainer(callbacks=[CSVLogger(path), Reads(read, "on_batch_end")], accumulate=accumulate)
     with pytest.raises(NonFiniteError):
         trainer.fit(Poisoned(ragged(2, 2, 2, 2), (1, 2)), epochs=3)
     with path.open(newline="") as file:
@@ -444,14 +459,14 @@ def test_after_the_error_a_repaired_run_can_go_on(accumulate: int) -> None:
 
 
 @pytest.mark.usefixtures("cadence")
-def test_no_evaluation_of_ruined_weights_hides_the_error() -> None:
+@pytest.mark.parametrize("validate", [Every(epochs=1), Every(steps=1)], ids=str)
+def test_no_evaluation_of_ruined_weights_hides_the_error(validate: Every) -> None:
     """The validation that is due comes after the look, so that nothing is judged by such weights."""
-    judged: list[str] = []
-    at = At(on_eval_start=lambda state: judged.append(state.stage))
-    trainer = line_trainer(callbacks=[at])
+    judged: list[int] = []
+    at = At(on_eval_start=lambda state: judged.append(state.progress.step))
     with pytest.raises(NonFiniteError, match="in epoch 1, batch 2, at optimizer step 2"):
-        trainer.fit(Poisoned(ragged(2, 2), (0, 1)), ragged(2), epochs=2)
-    assert not judged
+        line_trainer(callbacks=[at]).fit(Poisoned(ragged(2, 2, 2), (0, 1)), ragged(2), epochs=2, validate=validate)
+    assert judged == ([1] if validate.steps else [])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

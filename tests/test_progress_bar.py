@@ -477,6 +477,9 @@ def test_no_thread_watches_the_bar() -> None:
         def on_batch_end(self, state: State, output: Output) -> None:
             threads.update(type(thread).__name__ for thread in threading.enumerate())
 
+    if tqdm.tqdm.monitor is not None:  # a bar of another test's, drawn by another library
+        tqdm.tqdm.monitor.exit()  # type: ignore[no-untyped-call]  # the stubs leave it out
+        tqdm.tqdm.monitor = None
     threads: set[str] = set()
     two_step_fit(ProgressBar(file=Terminal()), Looks())
     assert "TMonitor" not in threads

@@ -239,7 +239,7 @@ def test_a_program_of_its_own_prints_nothing_and_leaves_nothing_behind(tmp_path:
         batches = [(torch.zeros(2, 3), torch.zeros(2, 1))]
         trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), device="cpu")
         trainer.fit(batches, batches, epochs=2)
-        trainer.fit(batches, batches, epochs=2)
+        trainer.fit(batches, batches, epochs=3)
         trainer.evaluate(batches)
     """
     done = subprocess.run(

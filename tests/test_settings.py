@@ -59,19 +59,19 @@ def _twice() -> Trainer:
 MAE = torchmetrics.MeanAbsoluteError
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "model is a class": (lambda: Trainer(nn.Linear, _sgd(line()), nn.MSELoss()), "the model is the class Linear"),  # type: ignore[type-var]
-    "model is no module": (lambda: Trainer(3, _sgd(line()), nn.MSELoss()), "the model is of type int"),  # type: ignore[type-var]
+    "model is no module": (lambda: Trainer(3, _sgd(line()), nn.MSELoss()), "of type int"),  # type: ignore[type-var]
     "optimizer is a class": (lambda: Trainer(line(), torch.optim.SGD, nn.MSELoss()), "optimizer is the class SGD"),  # type: ignore[arg-type]
-    "optimizer is none": (lambda: Trainer(line(), 0.1, nn.MSELoss()), "the optimizer is of type float"),  # type: ignore[arg-type]
+    "optimizer is none": (lambda: Trainer(line(), 0.1, nn.MSELoss()), "of type float"),  # type: ignore[arg-type]
     "optimizer of another model": (lambda: _make(optimizer=_sgd(line())), "no parameter of this Linear"),
     "neither loss nor step": (lambda: _make(loss=None), "neither loss nor step"),
     "both loss and step": (lambda: _make(step=lambda m, b: m(b), loss=nn.MSELoss()), "both loss and step"),
     "loss is a class": (lambda: _make(loss=nn.MSELoss), "loss is the class MSELoss"),
-    "loss is no function": (lambda: _make(loss=3), "loss is of type int"),
-    "step is no function": (lambda: _make(step="step"), "step is of type str"),
+    "loss is no function": (lambda: _make(loss=3), "of type int"),
+    "step is no function": (lambda: _make(step="step"), "of type str"),
     "step is a class": (lambda: _make(step=NoStep), "step is the class NoStep"),
     "schedule is a scheduler": (
         lambda: _make(schedule=torch.optim.lr_scheduler.StepLR(_sgd(line()), 1)),
-        "schedule is of type StepLR",
+        "of type StepLR",
     ),
     "schedule of another optimizer": (
         lambda: _make(schedule=Schedule(torch.optim.lr_scheduler.StepLR(_sgd(line()), 1), "step")),
@@ -85,14 +85,17 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         "its step() takes no metric",
     ),
     "metrics is a list": (lambda: _make(metrics=[MAE()]), "metrics is a list"),
-    "metrics is a metric": (lambda: _make(metrics=MAE()), "metrics is of type MeanAbsoluteError"),
-    "metrics is a collection": (lambda: _make(metrics=torchmetrics.MetricCollection([MAE()])), "metrics is of type"),
+    "metrics is a metric": (lambda: _make(metrics=MAE()), "of type MeanAbsoluteError"),
+    "metrics is a collection": (
+        lambda: _make(metrics=torchmetrics.MetricCollection([MAE()])),
+        "of type MetricCollection",
+    ),
     "metric is a class": (lambda: _make(metrics={"mae": MAE}), "the metric 'mae' is"),
     "metric is a function": (lambda: _make(metrics={"mae": lambda p, t: 0.0}), "the metric 'mae' is"),
-    "metric named loss": (lambda: _make(metrics={"loss": MAE()}), "the metric 'loss' is"),
+    "metric named loss": (lambda: _make(metrics={"loss": MAE()}), "named 'loss'"),
     "metric without a name": (lambda: _make(metrics={"": MAE()}), "cannot be the name of a metric"),
-    "callbacks is a callback": (lambda: _make(callbacks=Callback()), "callbacks is of type Callback"),
-    "callbacks is None": (lambda: _make(callbacks=None), "callbacks is of type NoneType"),
+    "callbacks is a callback": (lambda: _make(callbacks=Callback()), "of type Callback"),
+    "callbacks is None": (lambda: _make(callbacks=None), "callbacks is None"),
     "callback is a class": (lambda: _make(callbacks=[EarlyStopping]), "EarlyStopping is a class"),
     "callback is none": (lambda: _make(callbacks=[print]), "is not a callback"),
     "callback is there twice": (_twice, "in the list twice"),
@@ -231,13 +234,13 @@ def _without_gradients(model: nn.Module, batch: Any) -> Any:
 
 
 STEPS: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {
-    "nothing": (lambda model, batch: None, "the step returned of type NoneType"),
-    "a number": (lambda model, batch: 1.0, "the step returned of type float"),
+    "nothing": (lambda model, batch: None, "the step returned None"),
+    "a number": (lambda model, batch: 1.0, "of type float"),
     "a dict": (lambda model, batch: {"loss": model(batch[0]).mean()}, "the step returned a dict"),
     "a tuple": (lambda model, batch: (model(batch[0]).mean(), 1), "the step returned a tuple"),
     "a vector": (lambda model, batch: model(batch[0]), "the loss is a tensor of shape (2, 1)"),
     "whole numbers": (lambda model, batch: torch.tensor(3), "torch.int64"),
-    "a loss that is no tensor": (lambda model, batch: loopwright.Output(1.0), "the loss is of type float"),  # type: ignore[arg-type]
+    "a loss that is no tensor": (lambda model, batch: loopwright.Output(1.0), "of type float"),  # type: ignore[arg-type]
     "a detached loss": (lambda model, batch: model(batch[0]).mean().detach(), "does not depend on any trainable"),
     "a loss without gradients": (_without_gradients, "does not depend on any trainable"),
     "a metric of two": (

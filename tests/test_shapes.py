@@ -140,11 +140,7 @@ RIGHT: dict[str, tuple[Shape, Tensor, Callable[[Any, Any], Tensor]]] = {
 @pytest.mark.parametrize("case", RIGHT)
 def test_shapes_that_differ_by_right_or_not_at_all_are_left_alone(case: str) -> None:
     shape, targets, loss = RIGHT[case]
-
-    def sized(predictions: Tensor, targets: Tensor) -> Tensor:
-        return loss(predictions, targets)
-
-    result = trainer_of(shape, sized).fit([(torch.zeros(max(targets.shape[:1], default=2), 2), targets)], epochs=1)
+    result = trainer_of(shape, loss).fit([(torch.zeros(max(targets.shape[:1], default=2), 2), targets)], epochs=1)
     assert result.progress.step == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,19 +54,14 @@ class Averages:
         """The mean of every name, as floats; NaN where all weights were 0."""
         for name in list(self._pending):
             self._fold(name)
+        if self._eager:
+            return {name: _ratio(float(total), float(self._weights[name])) for name, total in self._sums.items()}
         # One transfer for all of them.
         numbers = [x for name in self._sums for x in (self._sums[name], self._weights[name])]
         tensors = [x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in numbers]
         device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
-        if self._eager or not tensors:
-            pairs = [(float(self._sums[name]), float(self._weights[name])) for name in self._sums]
-        else:
-            read = torch.stack([t.to(device, _wide(device)) for t in tensors]).tolist()
-            pairs = list(zip(read[::2], read[1::2], strict=True))
-        return {
-            name: total / weight if weight else float("nan")
-            for name, (total, weight) in zip(self._sums, pairs, strict=True)
-        }
+        read = torch.stack([t.to(device, _wide(device)) for t in tensors]).tolist() if tensors else []
+        return {name: _ratio(read[2 * i], read[2 * i + 1]) for i, name in enumerate(self._sums)}
 
     def _fold(self, name: str) -> None:
         pending = self._pending.pop(name)
@@ -82,6 +78,10 @@ class Averages:
             weights = spread.sum()
         self._sums[name] = self._sums.get(name, 0.0) + total
         self._weights[name] = self._weights.get(name, 0.0) + weights
+
+
+def _ratio(total: float, weight: float) -> float:
+    return total / weight if weight else math.nan
 
 
 def weighted_mean(pairs: Sequence[tuple[float | Tensor, float | Tensor]]) -> float | Tensor:

@@ -90,8 +90,8 @@ class Callback(Generic[Batch]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, value in vars(cls).items():
-            if name.startswith("on_") and callable(value) and name not in HOOKS:
+        for name in dir(cls):  # those of mixins as well
+            if name.startswith("on_") and name not in HOOKS and callable(getattr(cls, name)):
                 raise TypeError(
                     f"{cls.__name__}.{name} is not a hook and would never be called; "
                     # Other libraries say begin, and an end would be nearer in letters.
@@ -99,6 +99,7 @@ class Callback(Generic[Batch]):
                     f"  the hooks are: {', '.join(HOOKS)}\n"
                     "  fix: correct the name, or take 'on_' off the name of a method of your own"
                 )
+        for name, value in vars(cls).items():
             if name in HOOKS and inspect.isfunction(value):
                 _check_signature(cls, name, value)
 
@@ -160,8 +161,8 @@ class Hooks(Callback[Any]):
         if error is not None:
             progress = self._state.progress
             error.add_note(
-                f"in epoch {progress.epoch + 1}, batch {progress.batch + 1}, optimizer step {progress.step + 1} "
-                f"(stage {self._state.stage!r}, all counted from 1)"
+                f"finished by then: {progress.epoch} epochs, {progress.batch} batches of the next, "
+                f"{progress.step} optimizer steps (stage {self._state.stage!r})"
             )
             if (origin := _origin(error, self._callbacks)) is not None:
                 error.add_note(f"raised by {_name(origin[0])} in its hook {origin[1]}")

@@ -30,9 +30,9 @@ def resolve_device(device: torch.device | str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ConfigError(
-            f"device={device!r} is not to be had here",
-            why=str(error).splitlines()[0],
-            fix='device="auto" takes the best one there is; device="cpu" always works',
+            f"device={device!r} is not available here",
+            why=str(error).splitlines()[0][:160],
+            fix='device="auto" takes the best of "cuda", "mps" and "cpu" that there is',
         ) from error
     return found
 

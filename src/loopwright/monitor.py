@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loopwright.errors import ConfigError
+from loopwright.forms import Count, check_form
 from loopwright.state import check_name, unknown_metric
 
 if TYPE_CHECKING:
     from loopwright.state import State
 
 Mode = Literal["min", "max"]
+
+
+class Judged(TypedDict):
+    """What a Monitor saves: the best value so far, and how far the metrics have been judged."""
+
+    best: float | None
+    judged: Count
 
 
 class Monitor:
@@ -57,6 +65,7 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
+        check_form(state, Judged)
         self.best, self._judged = state["best"], state["judged"]
 
     def fresh(self, state: State) -> float | None:
@@ -77,9 +86,11 @@ class Monitor:
             validated = any(name.startswith("val/") and metrics.mark_of(name) for name in metrics)
             if state.plan.validate is not None and not validated and own != "train":
                 return None  # the first validation is still to come
+            forgotten = state.plan.validate is None and own.startswith("val")
             raise unknown_metric(
                 self.name,
                 metrics,
+                why="fit was given no validation data, and " if forgotten else "",
                 fix=f"log it with state.log({self.name!r}, value), in a callback that stands earlier in the list, "
                 "or monitor one that there is",
             )
@@ -102,8 +113,8 @@ class Monitor:
 
 
 def check_validated(name: str | None, state: State) -> None:
-    """Raise ConfigError where a ``val/`` metric is followed in a fit without validation data."""
-    if name is not None and name.startswith("val/") and state.plan.validate is None:
+    """Raise ConfigError where the validation loss is followed in a fit without validation data."""
+    if name == "val/loss" and state.plan.validate is None:
         raise ConfigError(
             f"{name!r} is monitored, but fit was given no validation data",
             why="nothing would ever log it",

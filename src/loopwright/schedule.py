@@ -19,7 +19,7 @@ def check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(
             f"{name} is {value!r}",
-            why="it is counted in full, and must be a whole number of at least 1",
+            why="it must be a whole number of at least 1",
             fix=f"for example {name}=1",
         )
 

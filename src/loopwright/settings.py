@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -114,11 +115,15 @@ def check_metrics(metrics: object) -> dict[str, Metric]:
         )
     for name, metric in metrics.items():
         check_name(name)
-        if isinstance(metric, type) or not isinstance(metric, Metric) or name == "loss":
+        if name == "loss":
+            raise ConfigError(
+                "a metric is named 'loss'", why="that is the loss's own name", fix="another one, such as 'mae'"
+            )
+        if isinstance(metric, type) or not isinstance(metric, Metric):
             raise ConfigError(
                 f"the metric {name!r} is {metric!r}",
-                why="a metric is an object with update, compute and reset, and 'loss' is the loss itself",
-                fix="metrics={'mae': torchmetrics.MeanAbsoluteError()}: an instance, not its class",
+                why="a metric is an object with update, compute and reset",
+                fix="metrics={'mae': torchmetrics.MeanAbsoluteError()}: an instance, not a class or a function",
             )
     return dict(metrics)
 
@@ -184,6 +189,14 @@ def check_model(model: object, optimizer: object) -> None:
             why="a trainer needs one of torch.optim's kind",
             fix="for example torch.optim.SGD(model.parameters(), lr=0.01)",
         )
+    for index, group in enumerate(optimizer.param_groups):
+        rate = group.get("lr", 0.0)
+        if not math.isfinite(rate):
+            raise ConfigError(
+                f"the learning rate of parameter group {index} is {float(rate)}",
+                why="the first step would turn every weight into NaN",
+                fix=f"{type(optimizer).__name__}(model.parameters(), lr=0.01)",
+            )
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ConfigError(

@@ -147,12 +147,12 @@ class Metrics(Mapping[str, float]):
         self._values[name] = value
 
 
-def unknown_metric(name: str, known: Mapping[str, object], fix: str = "") -> UnknownMetricError:
+def unknown_metric(name: str, known: Mapping[str, object], why: str = "", fix: str = "") -> UnknownMetricError:
     """The error for a metric that does not exist, naming those that do and the nearest."""
     listed = ", ".join(sorted(known)) or "none yet"
     return UnknownMetricError(
         f"there is no metric {name!r}",
-        why=f"the names logged so far are: {listed}",
+        why=f"{why}the names logged so far are: {listed}",
         fix=nearest(name, known) or fix,
     )
 
@@ -200,10 +200,13 @@ class State(Generic[Model_co]):
         stop_reason: Why a callback has ordered a stop, or None.
     """
 
+    # A misspelt attribute, or one of another library's such as should_stop, is an error and not ignored.
+    __slots__ = ("device", "metrics", "model", "optimizer", "plan", "progress", "stage", "stop_reason")
+
     def __init__(self, model: Model_co, optimizer: Optimizer, device: torch.device) -> None:
         self.model: Model_co = model
-        self.optimizer = optimizer
-        self.device = device
+        self.optimizer: Optimizer = optimizer
+        self.device: torch.device = device
         self.stage: Stage = "train"
         self.progress: Progress = Progress()
         self.plan: Plan = Plan()

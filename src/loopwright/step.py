@@ -10,6 +10,7 @@ from numbers import Real
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # its name everywhere
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import TypeVar
 
@@ -80,7 +81,7 @@ class Metric(Protocol):
 def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Output]:
     """The step for batches of ``(inputs, targets)``: ``loss_fn(model(inputs), targets)``."""
     ignore_index = getattr(loss_fn, "ignore_index", None)
-    elementwise = isinstance(loss_fn, (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss))
+    by_index = isinstance(loss_fn, _BY_INDEX) or any(loss_fn is function for function in _BY_INDEX_FUNCTIONS)
 
     def supervised(model: nn.Module, batch: Any) -> Output:
         if isinstance(batch, (Mapping, Tensor, str)):  # what could be taken apart, but is no pair
@@ -92,7 +93,7 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
         predictions = model(inputs)
         if isinstance(predictions, Tensor) and isinstance(targets, Tensor):
             if predictions.shape != targets.shape:
-                _check_shapes(predictions, targets, elementwise=elementwise)
+                _check_shapes(predictions, targets, by_index=by_index)
             if ignore_index is not None and not targets.is_floating_point():
                 valid = (targets != ignore_index).sum()
                 return Output(loss_fn(predictions, targets), valid, predictions, targets)
@@ -102,19 +103,34 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
 
 
 def _not_a_pair(batch: Any) -> DataError:
+    bare = "DataLoader(TensorDataset(inputs, targets), batch_size=32), if these are the tensors themselves; else "
     return DataError(
         f"a batch is {describe(batch)}, and not a pair of inputs and targets",
         why="with loss= the trainer calls loss(model(inputs), targets)",
-        fix="give the trainer step=, a function of model and batch, in place of loss=",
+        fix=(bare if isinstance(batch, Tensor) else "")
+        + "give the trainer step=, a function of model and batch, in place of loss=",
     )
 
 
-def _check_shapes(predictions: Tensor, targets: Tensor, *, elementwise: bool) -> None:
-    """Refuse floating predictions and targets of different shapes that torch would broadcast."""
-    if not predictions.is_floating_point() or not (targets.is_floating_point() or elementwise):
-        return  # class indices: their shapes differ by right
-    pairs = zip(reversed(predictions.shape), reversed(targets.shape), strict=False)
-    if all(a == b or 1 in (a, b) for a, b in pairs):
+# The losses whose integer targets are indices of classes: the shapes differ by right.
+_BY_INDEX = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
+_BY_INDEX_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.multilabel_margin_loss)
+
+
+def _check_shapes(predictions: Tensor, targets: Tensor, *, by_index: bool) -> None:
+    """Refuse predictions and targets of different shapes that torch would broadcast.
+
+    Integer targets may be indices of classes in a loss of the user's own too; there only a column of
+    predictions against a row of targets is certain to be a mistake.
+    """
+    if not predictions.is_floating_point() or (by_index and not targets.is_floating_point()):
+        return
+    if targets.is_floating_point():
+        pairs = zip(reversed(predictions.shape), reversed(targets.shape), strict=False)
+        broadcast = all(a == b or 1 in (a, b) for a, b in pairs)
+    else:
+        broadcast = predictions.ndim > 0 and predictions.shape[-1] == 1 and predictions.shape[:-1] == targets.shape
+    if broadcast:
         raise ShapeMismatchError(
             f"the prediction has shape {tuple(predictions.shape)}, the target {tuple(targets.shape)}",
             why="they would be broadcast against each other, and every prediction compared with every target",
@@ -131,8 +147,9 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a {name} with the keys {', '.join(map(repr, value))}"
     if isinstance(value, (list, tuple)):
-        return f"a {name} of {len(value)}: ({', '.join(type(item).__name__ for item in value)})"
-    return f"of type {name}"
+        listed = ", ".join(type(item).__name__ for item in value[:4]) + (", ..." if len(value) > 4 else "")
+        return f"a {name} of {len(value)}: ({listed})" if value else f"an empty {name}"
+    return "None" if value is None else f"an object of type {name}"
 
 
 def batch_size(batch: Any) -> int | None:
@@ -289,6 +306,26 @@ def predictions_of(output: Output) -> Any:
             fix="return Output(loss, predictions=...), or predict(data, forward=lambda model, batch: ...)",
         )
     return output.predictions
+
+
+def inputs_of(batch: Any) -> Any:
+    """What a model is given to predict from: the batch, or its first element where it is a tuple or a list."""
+    return batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence) else batch
+
+
+def joined(scores: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+    """Both together.
+
+    Raises:
+        ConfigError: They have a name in common.
+    """
+    for name in scores.keys() & more.keys():
+        raise ConfigError(
+            f"{name!r} is measured twice",
+            why="the step returns a metric of this name, and metrics= has one as well",
+            fix="another name for one of them",
+        )
+    return scores | more
 
 
 def update_metric(name: str, metric: Metric, output: Output) -> None:

@@ -230,7 +230,10 @@ def _check_error_passes(make: Callable[[], Callback[Any]]) -> None:
 
 def _check_pickles(make: Callable[[], Callback[Any]]) -> None:
     callback = make()
-    pickle.loads(pickle.dumps(callback))
+    try:
+        pickle.dumps(callback)
+    except Exception as error:
+        raise AssertionError("it cannot be pickled; its class has to stand at the top of a module") from error
     two_step_fit(callback)
     _check_equal(callback.state_dict(), pickle.loads(pickle.dumps(callback)).state_dict(), "state_dict() of a copy")
 

@@ -27,9 +27,9 @@ from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
 from loopwright.precision import Precision, autocast, grad_scaler
-from loopwright.randomness import deterministic_kernels, seed_everything
+from loopwright.randomness import deterministic_kernels, generators_of, seed_everything, undrawn_on_error
 from loopwright.result import Result
-from loopwright.run import Run, parameters_of
+from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
@@ -41,6 +41,8 @@ from loopwright.step import (
     Step,
     as_output,
     check_has_gradient,
+    inputs_of,
+    joined,
     named_scores,
     predictions_of,
     supervised_step,
@@ -158,9 +160,10 @@ class Trainer(Generic[Model, Batch]):
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._saving = self._savers()
         self._window_from = 0, 0  # the batch and the samples at which it began
+        self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
-        self._of_model: list[nn.Parameter] = []
-        self._parameters: list[Tensor] = []  # the model's, and what else the optimizer holds
+        self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
+        self._outside: list[Tensor] = []  # the model's that the optimizer does not hold
 
     def fit(
         self,
@@ -208,10 +211,20 @@ class Trainer(Generic[Model, Batch]):
         self._run.history.catch_up(state)
         with self._prepared("train", plan), self._savers() as self._saving:
             self._begin()
-            self._saving.begin(resume, train)
-            if (reason := plan.reached(state.progress)) is not None:
-                logger.info("nothing to train: the run has all its %s already (%s)", reason, state.progress)
+            restored = self._saving.begin(resume, train, val)
+            reason = state.stop_reason or plan.reached(state.progress)
+            if reason is not None and (self._run.ended or not restored):  # else its end is still to come
+                logger.log(
+                    logging.INFO if restored else logging.WARNING,
+                    "nothing to train: targets are absolute, and the run has ended already: %s (%s); "
+                    "raise the target to train more, or make a new model, optimizer and Trainer to begin again",
+                    reason,
+                    state.progress,
+                )
+                self._guard.parameters(state.model)
+                self._restore_best()
                 return self._result(reason)
+            self._run.ended = False
             with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
                 self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
                 hooks.on_fit_start(state)
@@ -224,11 +237,22 @@ class Trainer(Generic[Model, Batch]):
 
     def _catch_up(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
         """What was due when the run was left."""
-        if self._run.validation_due and val is not None:
+        state, run = self.state, self._run
+        if val is not None and run.validation_due:
             self._evaluate(hooks, val, "val", "val")
-        self._run.validation_due = False
-        if self._run.epoch_over:
-            self._end_epoch(hooks, self.state.progress)
+            self._saving.heed()
+            if not run.epoch_over:
+                self._saving.at_step()
+        run.validation_due = False
+        over = state.stop_reason is not None or state.plan.reached(state.progress) is not None
+        if over and run.window is None and state.progress.batch == state.plan.batches and not run.epoch_over:
+            self._log_means()  # it was the epoch's last batch, after which the run was left
+            self._close_data()
+            if run.validation_due:
+                self._evaluate(hooks, val, "val", "val")
+                self._saving.heed()
+        if run.epoch_over:
+            self._end_epoch(hooks, state.progress)
 
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
@@ -240,34 +264,36 @@ class Trainer(Generic[Model, Batch]):
         if progress.batch == 0:
             self._run.averages = Averages(eager=self._eager)
         self._guard.begin(state)
-        for batch in self._run.data.batches(train, progress.batch):
+        for batch in self._saving.until_asked(self._run.data.batches(train, progress.batch)):
             step = progress.step
             self._train_batch(hooks, batch)
-            if self._saving.asked:
-                self._saving.obey()
+            self._saving.heed()
             if self._run.window is not None:
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step:
                 if self._run.validation_due:
                     self._evaluate(hooks, val, "val", "val")
+                self._saving.heed()
                 self._saving.at_step()
             if state.stop_reason is not None or plan.reached(state.progress) is not None:
                 if progress.batch != plan.batches:
                     self._run.data.leave()
                     return
                 break  # it was the last batch, so the epoch gets its end as well
+        self._saving.heed()
         if progress.batch == 0:
             raise no_batches("the training data", train)
         if self._run.window is not None:  # a short one, where only the end of the data could tell
             self._optimizer_step(hooks)
             if self._run.validation_due:
                 self._evaluate(hooks, val, "val", "val")
+                self._saving.heed()
             self._saving.at_step()
         self._log_means()
-        self._run.epoch_over = True
-        self._run.validation_due = plan.validate is not None and plan.validate.due_at_epoch(progress.epoch + 1)
+        self._close_data()
         if self._run.validation_due:
             self._evaluate(hooks, val, "val", "val")
+            self._saving.heed()
         self._end_epoch(hooks, before)
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
@@ -279,6 +305,8 @@ class Trainer(Generic[Model, Batch]):
             self._run.window = Window(self._window_size())
             self._window_from = state.progress.batch, state.progress.samples
             optimizer.zero_grad()
+            for parameter in self._outside:
+                parameter.grad = None
         if self._takes_closure:
             first: list[tuple[Output, int]] = []
             optimizer.step(self._closure(hooks, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
@@ -299,7 +327,9 @@ class Trainer(Generic[Model, Batch]):
                 loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
                 hooks.on_backward_end(state, output)
             if self._run.window.full:
+                self._in_hand = samples
                 self._optimizer_step(hooks)
+        self._in_hand = None
         state.progress.batch += 1
         state.progress.samples += samples
         hooks.on_batch_end(state, output)
@@ -377,6 +407,7 @@ class Trainer(Generic[Model, Batch]):
                 weight, samples = weigh(output, batch, read=True)
                 window.add(values_of(output, value), weight)
                 first.append((output, samples))
+                self._in_hand = samples
                 hooks.on_before_step(state)
             self._clip()  # each evaluation alike, or the line search would compare unlike gradients
             return loss.detach()
@@ -399,7 +430,7 @@ class Trainer(Generic[Model, Batch]):
 
     def _clip(self) -> None:
         if self._settings.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._of_model, self._settings.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
             if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
                 self._guard.norm(self.state, norm)
 
@@ -445,6 +476,12 @@ class Trainer(Generic[Model, Batch]):
         for name, mean in (self._run.averages.means() or {"loss": math.nan}).items():
             state.metrics.record(f"train/{name}", mean)
 
+    def _close_data(self) -> None:
+        """The epoch's data has been gone through; from here on its end can be made up for."""
+        validate = self.state.plan.validate
+        self._run.epoch_over = True
+        self._run.validation_due = validate is not None and validate.due_at_epoch(self.state.progress.epoch + 1)
+
     def _end_epoch(self, hooks: Hooks, before: Progress) -> None:
         """After the epoch's validation: its schedule, its count, its row."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
@@ -472,6 +509,10 @@ class Trainer(Generic[Model, Batch]):
         ):  # an error left it open: its batches have made no step, and get their turn again
             state.progress.batch, state.progress.samples = self._window_from
             self._run.window = None
+        elif self._in_hand is not None:  # an error came between its step and its count
+            state.progress.batch += 1
+            state.progress.samples += self._in_hand
+        self._in_hand = None
         if state.progress.fresh and settings.seed is not None:
             seed_everything(settings.seed)
         if self._callback_states is not None:
@@ -487,8 +528,11 @@ class Trainer(Generic[Model, Batch]):
             logger.info("the model was in eval mode; it has been put in training mode, with all of its submodules")
         if self._run.plateau is not None:
             check_validated(self._run.plateau.name, state)
-        self._of_model = list(model.parameters())
-        self._parameters = parameters_of(state)
+        held = {id(p): p for group in state.optimizer.param_groups for p in group["params"]}
+        of_model = {id(p): p for p in model.parameters()}
+        self._parameters = [p for key, p in of_model.items() if key in held]
+        self._parameters += [p for key, p in held.items() if key not in of_model]
+        self._outside = [p for key, p in of_model.items() if key not in held]
 
     def _end(self, hooks: Hooks) -> None:
         """The end of a fit that went well."""
@@ -498,12 +542,16 @@ class Trainer(Generic[Model, Batch]):
             self._run.history.leave_epoch(state, self._run.averages.means())
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
+        self._run.ended = True
         self._saving.at_end()
         # Copies: another trainer may use the same callbacks before the next fit.
         self._callback_states = [copied(callback.state_dict()) for callback in self._settings.callbacks]
-        if self._stopper is not None and self._stopper.best_weights is not None:
-            self._last_weights = snapshot(state.model)
-            state.model.load_state_dict(self._stopper.best_weights)
+        self._restore_best()
+
+    def _restore_best(self) -> None:
+        if self._last_weights is None and self._stopper is not None and self._stopper.best_weights is not None:
+            self._last_weights = snapshot(self.state.model)
+            self.state.model.load_state_dict(self._stopper.best_weights)
             self._restored_epoch = self._stopper.best_epoch
 
     def _result(self, reason: str) -> Result:
@@ -541,14 +589,13 @@ class Trainer(Generic[Model, Batch]):
         state, metrics = self.state, self._settings.metrics
         if stage == "val":
             self._guard.look(state)
-        random = self._saving.random_state()
         averages, wanted, batches = Averages(eager=self._eager), hooks.overrides("on_eval_batch_end"), 0
         for metric in metrics.values():
             metric.reset()
         before, state.stage = state.stage, stage
-        with evaluating(state.model):
+        with undrawn_on_error(generators_of(data)) as undraw, evaluating(state.model):
             hooks.on_eval_start(state)
-            for batch in data:
+            for batch in self._saving.until_asked(data) if stage == "val" else data:
                 batches += 1
                 batch = move(batch, state.device)
                 with self._autocast:
@@ -559,20 +606,20 @@ class Trainer(Generic[Model, Batch]):
                 for metric_name, metric in metrics.items():
                     update_metric(metric_name, metric, output)
                 hooks.on_eval_batch_end(state, output)
-                if (
-                    stage == "val" and random is not None and self._saving.asked
-                ):  # its sums are dropped, and a resume runs it first
-                    random.restore()
-                    self._saving.obey()
                 del output  # else it would live on beside the next one
+                if stage == "val" and self._saving.asked:
+                    break
+            if stage == "val" and self._saving.asked:  # given up: its sums and draws are undone, and it stays due
+                undraw()
+                return {}
             if not batches:
                 raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
             for metric_name, metric in metrics.items():
-                scores |= named_scores(f"{name}/{metric_name}", metric.compute())
+                scores = joined(scores, named_scores(f"{name}/{metric_name}", metric.compute()))
             for key, value in scores.items():
                 state.metrics.record(key, value)
-                if not math.isfinite(value):
+                if stage == "val" and not math.isfinite(value):
                     self._warn_once(key, f"{key} is {value}; it counts as no improvement")
             hooks.on_eval_end(state)
         state.stage = before  # an error leaves it, so that on_exception sees where it arose
@@ -605,7 +652,7 @@ class Trainer(Generic[Model, Batch]):
                     elif self._custom_step:
                         output = predictions_of(as_output(self._step(self.state.model, batch)))
                     else:
-                        output = self.state.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                        output = self.state.model(inputs_of(batch))
                 outputs.append(move(map_tensors(Tensor.detach, output), torch.device("cpu")))
                 del output
         return outputs

@@ -59,8 +59,11 @@ class Window:
         if isinstance(weight, Tensor):
             # In float64, and only then in the loss's own format: equal weights must give exactly k.
             wide = _wide(weight)
-            return torch.where(wide == 0, math.inf, self.size * (self._first / wide)).to(dtype)
-        return self.size * (self._first / weight) if weight else math.inf
+            divisor = torch.where(wide == self._first, float(self.size), self.size * self._first / wide)
+            return torch.where(wide == 0, math.inf, divisor).to(dtype)
+        if weight == self._first:
+            return self.size  # which rounding might miss
+        return self.size * self._first / weight if weight else math.inf
 
     @property
     def empty(self) -> bool:
