@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from loopwright.checkpoint import MODEL, Contents, list_checkpoints, read_checkpoint
+from loopwright.checkpoint import MANIFEST, MODEL, Contents, list_checkpoints, read_checkpoint
 from loopwright.errors import CheckpointError
+from loopwright.plain import encode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    paths = list_checkpoints(options.path) or [options.path]
     code = 0
-    for path in paths:
+    for path in _named(options.path):
         try:
             found = _summary(path, read_checkpoint(path))
         except CheckpointError as error:
@@ -47,10 +48,20 @@ def _inspect(options: argparse.Namespace) -> int:
             if options.json:
                 print(json.dumps({"path": str(path), "whole": False, "error": str(error)}))
             else:
-                print(error, file=sys.stderr)
+                print("\n".join(map(_safe, str(error).split("\n"))), file=sys.stderr)
             continue
-        print(json.dumps(found) if options.json else _as_text(found))
+        print(json.dumps(found | {"facts": encode(found["facts"])[0]}) if options.json else _as_text(found))
     return code
+
+
+def _named(path: Path) -> list[Path]:
+    """The checkpoints meant: the one at ``path``, or those in that folder."""
+    if os.path.lexists(path / MANIFEST):
+        return [path]
+    try:
+        return list_checkpoints(path) or [path]
+    except OSError:  # reading it as a checkpoint will say what is wrong
+        return [path]
 
 
 def _summary(path: Path, contents: Contents) -> dict[str, Any]:
@@ -66,7 +77,7 @@ def _summary(path: Path, contents: Contents) -> dict[str, Any]:
         "facts": contents.facts,
         "parameters": sum(tensor.numel() for tensor in contents.weights.values()),
         "weights": tensors,
-        "callbacks": sorted(callbacks) if isinstance(callbacks, dict) else [],
+        "callbacks": sorted(map(str, callbacks)) if isinstance(callbacks, dict) else [],
         "state tensors": _count(state),
     }
 

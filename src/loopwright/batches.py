@@ -114,9 +114,14 @@ class EpochData:
 
     def __init__(self) -> None:
         self._loader: object = None
+        self._val: object = None
         self._at_start: RandomState | None = None
         self._place: dict[str, Any] | None = None  # that of a loader which keeps it
         self._elsewhere = False  # whether the place was taken in another process
+
+    def attend(self, loader: object, val: object) -> None:
+        """Say which loaders they are, before their first batch: their generators belong to the run from here on."""
+        self._loader, self._val = loader, val
 
     def batches(self, loader: Iterable[T], done: int) -> Iterator[T]:
         """The epoch's batches from number ``done`` on. Nothing is fetched ahead."""
@@ -127,25 +132,27 @@ class EpochData:
             return _passed_over(loader, done) if elsewhere and done else loader
         own = generators_of(loader)
         if keeps_place(loader):
-            if self._place is not None and (done or elsewhere):
-                loader.load_state_dict(self._place)
-            return iter(loader)
+            if self._place is None or not (done or elsewhere):
+                return _passed_over(iter(loader), done) if done else iter(loader)
+            loader.load_state_dict(self._place)
+            return iter(loader) if done else _or_next_epoch(loader)
         if done == 0 or self._at_start is None:
             self._at_start = RandomState.capture(own)
-            return iter(loader)
+            return _passed_over(iter(loader), done) if done else iter(loader)
         now = RandomState.capture(own)
         self._at_start.restore(own)
-        if can_skip(loader):
+        try:
+            if not can_skip(loader):
+                return _passed_over(iter(loader), done)
             rest = _without_fetching(loader, done)
             next(rest)  # up to the place, with the draws that come before it
-        else:
-            rest = _passed_over(iter(loader), done)
-        now.restore(own)
-        return rest
+            return rest
+        finally:
+            now.restore(own)
 
     def leave(self) -> None:
         """Take down the place of a loader that keeps its own: an epoch is about to be left."""
-        if keeps_place(self._loader):
+        if keeps_place(self._loader) and not self._elsewhere:  # else it has not been told of its place yet
             self._place = self._loader.state_dict()
 
     @staticmethod
@@ -161,8 +168,9 @@ class EpochData:
         return None
 
     def generators(self) -> list[torch.Generator]:
-        """The generators of the loader in use."""
-        return generators_of(self._loader)
+        """The generators of the loaders in use, those of the training data first."""
+        found = (*generators_of(self._loader), *generators_of(self._val))
+        return list({id(generator): generator for generator in found}.values())
 
     def state_dict(self) -> dict[str, Any]:
         """What finds the place again."""
@@ -185,6 +193,16 @@ class _KeepsPlace(Protocol):
 def keeps_place(loader: object) -> TypeGuard[_KeepsPlace]:
     """Whether a loader knows where it is, as torchdata's and loopwright's own do."""
     return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
+
+
+def _or_next_epoch(loader: Iterable[T]) -> Iterator[T]:
+    """The rest of the epoch that a loader was left in, or, where nothing is left of it, the next one."""
+    empty = True
+    for batch in loader:
+        empty = False
+        yield batch
+    if empty:
+        yield from loader
 
 
 def can_skip(loader: object) -> bool:

@@ -13,6 +13,7 @@ It appears by a rename, after everything in it is on the disk.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import logging
@@ -23,25 +24,34 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from loopwright.errors import CheckpointError, LockedError, SaveError
+from loopwright.forms import Count, check_form
 from loopwright.plain import decode, encode, from_json, to_json
+from loopwright.weights import plain_module
 
 FORMAT, VERSION = "loopwright checkpoint", 1
 MODEL, STATE_TENSORS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "manifest.json"
 FILES = (MODEL, STATE_TENSORS, STATE)
 PathLike: TypeAlias = str | os.PathLike[str]
 
-_NAME = re.compile(r"step-(\d{9,18})(?:-([1-9]\d{0,8}))?")
-_LEFTOVER = re.compile(r"\.(?:writing|deleting)-step-\d{9,18}(?:-[1-9]\d{0,8})?")
-_MAX_MANIFEST, _MAX_HEADER = 2**20, 2**25
+_NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})(?:-([2-9]|[1-9][0-9]{1,8}))?")
+_LEFTOVER = re.compile(rf"\.(?:writing|deleting)-{_NAME.pattern}")
+_MAX_MANIFEST, _MAX_HEADER, _MAX_DIMENSIONS = 2**20, 2**25, 64
 
 logger = logging.getLogger("loopwright")
+
+
+class _Entry(TypedDict):
+    """What a safetensors header says about one tensor."""
+
+    dtype: str
+    shape: list[Count]
+    data_offsets: list[Count]
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,9 @@ def sync_folder(folder: Path) -> None:
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     # Each gets storage of its own: safetensors refuses tied and strided ones.
     own = {name: tensor.to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    return safetensors.torch.save(own)
+    data = safetensors.torch.save(own)
+    _check_header(data, "the tensors")
+    return data
 
 
 def _sha256(data: bytes) -> str:
@@ -195,12 +207,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         is_folder = stat.S_ISDIR(os.lstat(folder).st_mode)
         entries = set(os.listdir(folder)) if is_folder else set()
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read", why=error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be read", why=str(error)) from error
     if not is_folder:
         raise CheckpointError(f"{folder} is no folder", fix="give a checkpoint's folder, such as step-000000120")
     if entries != {MANIFEST, *FILES}:
-        wrong = sorted(entries ^ {MANIFEST, *FILES})
+        wrong = map(ascii, sorted(entries ^ {MANIFEST, *FILES}))
         raise CheckpointError(
             f"{folder} does not hold the files of a checkpoint", why=f"missing or not its own: {', '.join(wrong)[:200]}"
         )
@@ -211,9 +223,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = from_json(head)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{folder} is no loopwright checkpoint")
-    if manifest.get("version") != VERSION:
+    version = manifest.get("version")
+    if type(version) is not int or version != VERSION:
         raise CheckpointError(
-            f"{folder} has version {str(manifest.get('version'))[:20]} of the format",
+            f"{folder} has version {ascii(version)[:20]} of the format",
             why=f"this loopwright reads version {VERSION}",
             fix="a newer loopwright",
         )
@@ -256,18 +269,30 @@ def _read_regular(path: Path, size: int, *, exactly: bool = False) -> bytes:
             return file.read(size + 1)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} does not fit into memory", why=f"it has {status.st_size} bytes") from error
 
 
 def _read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, its header checked before anything is allocated for them."""
+    _check_header(data, path)
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # the library's own, and whatever torch says to shapes and types that cannot be
+        raise CheckpointError(f"{path} is no sound safetensors file", why=ascii(str(error))[1:-1][:200]) from error
+
+
+def _check_header(data: bytes, path: object) -> None:
+    """Refuse a header that is too large, or one of those that the library lets by: a key twice, deep nesting."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
         raise CheckpointError(f"{path} has a header that does not fit into it")
-    from_json(data[8 : 8 + length])  # a key twice, deep nesting: what the library would let through
-    try:
-        return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is no sound safetensors file", why=str(error)[:200]) from error
+    header = from_json(data[8 : 8 + length])
+    check_form(header, dict[str, Any], str(path))
+    check_form(header.pop("__metadata__", {}), dict[str, str], str(path))
+    check_form(header, dict[str, _Entry], str(path))
+    if any(len(entry["shape"]) > _MAX_DIMENSIONS for entry in header.values()):
+        raise CheckpointError(f"{path} has a tensor of more than {_MAX_DIMENSIONS} dimensions")
 
 
 # --------------------------------------------------------------------------------------------------- the folder
@@ -342,23 +367,45 @@ def load_weights(path: PathLike, model: nn.Module, *, strict: bool = True) -> No
         CheckpointError: The checkpoint is damaged, or does not fit the model.
     """
     folder = Path(path)
-    weights = _read_tensors(_read_file(folder / MODEL, read_manifest(folder)["files"][MODEL]), folder / MODEL)
+    model = plain_module(model)
+    weights: dict[str, Any] = dict(
+        _read_tensors(_read_file(folder / MODEL, read_manifest(folder)["files"][MODEL]), folder / MODEL)
+    )
+    if model.state_dict().keys() - weights.keys():  # what safetensors cannot hold is with the rest of the state
+        state = read_checkpoint(folder).state
+        extra = state.get("model", {}).get("extra") if isinstance(state, dict) else None
+        weights |= extra if isinstance(extra, dict) else {}
+    before = {
+        name: value.to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
     try:
         model.load_state_dict(weights, strict=strict)
-    except RuntimeError as error:
+    except Exception as error:  # torch's, about names and shapes, or what a module of the user's own raises
+        model.load_state_dict(before)  # torch has loaded what did fit
         raise CheckpointError(
             f"the weights in {folder} do not fit this {type(model).__name__}", why=str(error)
         ) from error
 
 
-def prune(folder: Path, keep: int, best: Path | None) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the best, and what a killed process left half done."""
+def prune(folder: Path, keep: int, best: Path | None) -> list[Path]:
+    """Remove all but the newest ``keep`` checkpoints and the best.
+
+    Returns:
+        Those that were left alone, because there is something in them that no checkpoint has.
+    """
+    strange = []
     for path in list_checkpoints(folder)[:-keep]:
-        if path != best:
-            doomed = folder / f".deleting-{path.name}"
-            _remove(doomed)
-            os.rename(path, doomed)  # gone at once: a half-deleted one is never taken for a checkpoint
-            _remove(doomed)
+        if path == best:
+            continue
+        if not set(os.listdir(path)) <= {MANIFEST, *FILES}:
+            strange.append(path)
+            continue
+        doomed = folder / f".deleting-{path.name}"
+        _remove(doomed)
+        os.rename(path, doomed)  # gone at once: a half-deleted one is never taken for a checkpoint
+        _remove(doomed)
+    return strange
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -369,13 +416,16 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of plain files; nothing below another folder, and nothing behind a link."""
+    """Remove a folder of a checkpoint's files; nothing else that is in it, and nothing behind a link."""
     try:
-        names = os.listdir(folder)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    for name in names:
-        os.unlink(folder / name)
+    try:
+        for name in {MANIFEST, *FILES} & set(os.listdir(descriptor)):
+            os.unlink(name, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
     os.rmdir(folder)
 
 
@@ -391,9 +441,10 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         import fcntl
 
-        self._descriptor: int | None = os.open(
-            folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
-        )
+        with SaveError.on(folder):
+            self._descriptor: int | None = os.open(
+                folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+            )
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

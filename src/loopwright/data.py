@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, cast
+from typing import Any, Generic, Protocol, TypedDict, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 from typing_extensions import TypeVar
 
-from loopwright.errors import ConfigError
+from loopwright.errors import CheckpointError, ConfigError
+from loopwright.forms import Count, check_form
 from loopwright.randomness import RandomState
 from loopwright.schedule import check_count
 
@@ -28,6 +29,11 @@ class MapDataset(Protocol[Sample_co]):
     def __getitem__(self, index: int, /) -> Sample_co:
         """The sample at ``index``."""
         ...
+
+
+class _Place(TypedDict):
+    epoch: Count
+    batch: Count
 
 
 class Loader(Generic[Batch_co]):
@@ -88,8 +94,7 @@ class Loader(Generic[Batch_co]):
         self.workers = workers
         self.pin_memory = pin_memory
         self._collate = collate
-        self._epoch = 0
-        self._batch = 0
+        self._epoch, self._batch = 1, 0  # of the next batch
         self._resumed = False
 
     def __len__(self) -> int:
@@ -97,8 +102,11 @@ class Loader(Generic[Batch_co]):
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch_co]:
-        """The batches of the next epoch, or, right after ``load_state_dict``, the rest of the one that it names."""
-        if not self._resumed:
+        """The batches of the next epoch, or, right after ``load_state_dict``, the rest of the one that it names.
+
+        That rest is empty where the place was taken down after an epoch's last batch, but before its end was seen.
+        """
+        if self._batch and not self._resumed:  # the last pass was broken off
             self._epoch, self._batch = self._epoch + 1, 0
         self._resumed = False
         epoch, start = self._epoch, self._batch
@@ -114,6 +122,7 @@ class Loader(Generic[Batch_co]):
         for batch in loader:
             self._batch += 1
             yield batch
+        self._epoch, self._batch = epoch + 1, 0
 
     def _indices(self, epoch: int) -> list[list[int]]:
         count = len(self.dataset)
@@ -124,13 +133,24 @@ class Loader(Generic[Batch_co]):
         return [list(order[i : i + self.batch_size]) for i in range(0, count, self.batch_size)][: len(self)]
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is: the epoch, counted from 1, and the batches of it that were given out."""
+        """Where the next batch is: its epoch, counted from 1, and the batches of that epoch that come before it."""
         return {"epoch": self._epoch, "batch": self._batch}
 
+    def check_place(self, state: Any) -> None:
+        """Raise CheckpointError unless ``state`` is a place in this loader's data."""
+        check_form(state, _Place, "$.data.place")
+        if state["batch"] > len(self):
+            raise CheckpointError(f"the checkpoint was saved after batch {state['batch']}, and there are {len(self)}")
+
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on there: the next iteration gives the rest of that epoch."""
+        """Go on there: the next iteration gives the rest of that epoch.
+
+        Raises:
+            CheckpointError: There is no such place.
+        """
+        self.check_place(state)
         self._epoch, self._batch = state["epoch"], state["batch"]
-        self._resumed = 0 < self._batch < len(self)  # at an epoch's very end, the next one is the next
+        self._resumed = True  # also where nothing is left of the epoch: then there is an iteration without a batch
 
 
 class _Fetch:

@@ -33,11 +33,12 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, and how far the metrics are in them."""
-        return {"rows": self.rows(), "mark": self._mark}
+        return {"rows": self.rows(), "mark": self._mark, "finished": self._finished}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""
-        self._rows, self._mark = [dict(row) for row in state["rows"]], state["mark"]
+        self._rows = [dict(row) for row in state["rows"]]
+        self._mark, self._finished = state["mark"], state["finished"]
 
     def rows(self) -> list[dict[str, float]]:
         """A copy of all rows."""

@@ -7,9 +7,13 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
+
+from loopwright.errors import CheckpointError
+from loopwright.forms import check_form
 
 
 def seed_everything(seed: int) -> None:
@@ -30,15 +34,23 @@ def generators_of(loader: object) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+class _Saved(TypedDict):
+    python: tuple[int, tuple[int, ...], float | None]
+    numpy: tuple[str, list[int], int, int, float]
+    torch_cpu: Tensor
+    torch_cuda: list[Tensor]
+    own: list[Tensor]
+
+
 @dataclass(frozen=True)
 class RandomState:
     """The state of every generator that training may draw from, at one moment."""
 
     python: Any
     numpy: Any
-    torch_cpu: torch.Tensor
-    torch_cuda: list[torch.Tensor]
-    own: list[torch.Tensor]
+    torch_cpu: Tensor
+    torch_cuda: list[Tensor]
+    own: list[Tensor]
 
     @classmethod
     def capture(cls, own: Iterable[torch.Generator] = ()) -> RandomState:
@@ -68,11 +80,27 @@ class RandomState:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> RandomState:
-        """What ``state_dict`` described."""
+        """What ``state_dict`` described, tried out on generators that nobody uses.
+
+        Raises:
+            CheckpointError: It is no state of these generators.
+        """
         import numpy as np
 
-        kind, keys, *rest = state["numpy"]
-        numpy = (kind, np.array(keys, dtype=np.uint32), *rest)
+        check_form(dict(state), _Saved, "$.random")
+        kind, keys, position, *rest = state["numpy"]
+        # Python's older versions differ; and numpy would read beyond its memory from a position that is not in there.
+        if state["python"][0] != 3 or kind != "MT19937" or len(keys) != 624 or not 0 <= position <= 624:
+            raise CheckpointError("the random generators in the checkpoint are not those of this python and numpy")
+        try:
+            numpy = (kind, np.array(keys, dtype=np.uint32), position, *rest)
+            random.Random().setstate(state["python"])
+            np.random.RandomState().set_state(numpy)
+            torch.Generator().set_state(state["torch_cpu"])
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                "the random generators refuse what the checkpoint holds for them", why=str(error)[:200]
+            ) from error
         return cls(state["python"], numpy, state["torch_cpu"], state["torch_cuda"], state["own"])
 
     def restore(self, own: Iterable[torch.Generator] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._best: tuple[float, Path] | None = None
+        self._strange: set[Path] = set()  # not removed, and said so
         self.place: tuple[object, ...] | None = None  # where the run was at its last save
 
     def begin(self, kept: Sequence[Path], mode: str | None) -> None:
@@ -98,6 +100,9 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._error is not None:  # another error is on its way, so that nobody asked for this one
+            logger.error("%s", self._error)
+            self._error = None
         self._lock.release()
 
     def _write(self, snapshot: Snapshot) -> None:
@@ -108,7 +113,11 @@ class Saver:
             if score is not None and (self._best is None or sign * score > sign * self._best[0]):
                 self._best = (score, path)
             with SaveError.on(self.folder):
-                prune(self.folder, self._keep, None if self._best is None else self._best[1])
+                strange = prune(self.folder, self._keep, None if self._best is None else self._best[1])
+            for found in strange:
+                if found not in self._strange:
+                    self._strange.add(found)
+                    logger.warning("%s is not removed: there is something in it that no checkpoint has", found)
         except BaseException as error:  # whatever it is, the loop gets it at its next step
             self._error = error
 
@@ -127,6 +136,6 @@ def _made(folder: Path) -> Path:
 
 def _numbered(folder: Path) -> Path:
     number = 1
-    while (folder / f"previous-{number}").exists():
+    while os.path.lexists(folder / f"previous-{number}"):
         number += 1
     return folder / f"previous-{number}"

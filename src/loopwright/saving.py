@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 
@@ -18,10 +18,12 @@ from loopwright.checkpoint import Contents, Snapshot, list_checkpoints, read_che
 from loopwright.errors import CheckpointError, ConfigError
 from loopwright.guard import Guard
 from loopwright.plain import encode
-from loopwright.randomness import RandomState, generators_of
+from loopwright.randomness import RandomState
 from loopwright.run import Run
 from loopwright.saver import Saver
 from loopwright.signals import Signals
+
+T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger("loopwright")
 
@@ -43,7 +45,8 @@ class Saving:
 
     def __enter__(self) -> Self:
         try:
-            self._savers = [Saver(checkpoint.folder, checkpoint.keep) for checkpoint in self._checkpoints]
+            for checkpoint in self._checkpoints:
+                self._savers.append(Saver(checkpoint.folder, checkpoint.keep))  # one by one: each holds a lock
             if self._checkpoints:
                 self._signals.__enter__()
         except BaseException:
@@ -56,13 +59,18 @@ class Saving:
     ) -> None:
         self._signals.__exit__(kind, error, trace)
         self._close()
+        if error is None and self.asked:  # after the last batch, so that all is saved already
+            self._leave()
 
     def _close(self) -> None:
         for saver in self._savers:
             saver.close()
 
-    def begin(self, resume: str | os.PathLike[str] | None, train: object) -> None:
+    def begin(self, resume: str | os.PathLike[str] | None, train: object, val: object) -> bool:
         """Begin a fresh run, go on with the one in this process, or restore one from its checkpoint.
+
+        Returns:
+            Whether one was restored.
 
         Raises:
             CheckpointError: There are checkpoints and none can be used, or the one named cannot.
@@ -83,23 +91,30 @@ class Saving:
         elif resume is not None:
             path = Path(resume).absolute()
             contents = read_checkpoint(path)
+            path = self._listed(path)
+        self._run.data.attend(train, val)
         if path is not None:
             self._restore(path, contents, refused, train)
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
             kept = list_checkpoints(checkpoint.folder) if not fresh and resume is None else []
-            if path is not None and path.parent == checkpoint.folder:
-                found = list_checkpoints(checkpoint.folder)
+            if path in (found := list_checkpoints(checkpoint.folder)):
                 kept = [other for other in found[: found.index(path) + 1] if other not in refused]
             elif resume == "auto" and not fresh:
                 kept = list_checkpoints(checkpoint.folder)
             saver.begin(kept, checkpoint.mode)
+        return path is not None
+
+    def _listed(self, path: Path) -> Path:
+        """The path as it is listed in a folder of ours, whatever links and detours it was given by."""
+        listed = (own for checkpoint in self._checkpoints for own in list_checkpoints(checkpoint.folder))
+        return next((own for own in listed if own.samefile(path)), path)
 
     def _restore(self, path: Path, contents: Contents, refused: Sequence[Path], train: object) -> None:
         run = self._run
-        run.load_state_dict(contents.weights, contents.state)
-        RandomState.from_state_dict(contents.state["random"]).restore(generators_of(train))
+        run.load_state_dict(contents.weights, contents.state, train)
+        RandomState.from_state_dict(contents.state["random"]).restore(run.data.generators())
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
-            if path.parent == checkpoint.folder:
+            if path in list_checkpoints(checkpoint.folder):
                 saver.place = self._place()
         there, here = contents.state["callbacks"].keys(), run.callbacks.keys()
         progress = run.state.progress
@@ -153,16 +168,44 @@ class Saving:
 
     def random_state(self) -> RandomState | None:
         """The generators before a validation that a signal may cut short, where anything is saved at all."""
-        return RandomState.capture() if self._savers else None
+        return RandomState.capture(self._run.data.generators()) if self._savers else None
+
+    def give_up(self, before: RandomState | None) -> NoReturn:
+        """Obey in the midst of a validation: ``before`` is where the resume will begin it anew."""
+        assert before is not None
+        before.restore(self._run.data.generators())
+        self.obey()
 
     @property
     def asked(self) -> bool:
         """Whether a signal has asked for the run to save itself and end."""
         return self._signals.asked is not None
 
+    def until_asked(self, batches: Iterable[T]) -> Iterable[T]:
+        """The batches; their loader's failure is their end where a signal has asked for a stop.
+
+        A signal to the whole process group reaches the loader's workers, too, and they do not survive it.
+        """
+        return self._until_asked(batches) if self._savers else batches
+
+    def _until_asked(self, batches: Iterable[T]) -> Iterator[T]:
+        watched = False
+        try:
+            for batch in batches:
+                if not watched:
+                    self._signals.watch_workers()
+                    watched = True
+                yield batch
+        except Exception:
+            if not self._signals.soon():
+                raise
+
     def obey(self) -> NoReturn:
         """Save, and end as the signal has asked."""
         self.at_end()
+        self._leave()
+
+    def _leave(self) -> NoReturn:
         if self._signals.asked is signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt

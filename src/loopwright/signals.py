@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 _ASKED = (signal.SIGTERM, signal.SIGINT)
+_ON_ITS_WAY = 0.2  # seconds within which a signal to a whole group reaches this process, too
 
 
 class Signals:
     """Takes note of a first SIGTERM or Ctrl-C, for the loop to act on after the batch in hand.
 
-    A second Ctrl-C is out at once. Handlers are installed in the main thread only, call the ones that were there
-    when a signal is not theirs to handle, never act in forked children such as a loader's workers, and
-    are put back at the end. A signal to the whole process group kills a loader's workers too; the error that torch
-    raises about their death is held back once a stop has been asked for.
+    A second Ctrl-C is out at once. Handlers are installed in the main thread only, call the ones that were there,
+    never act in forked children such as a loader's workers, and are put back at the end. A signal to the whole
+    process group kills a loader's workers too; what is raised about their death is held back where a stop is asked
+    for.
 
     Attributes:
         asked: The signal that asked for a stop, or None.
@@ -30,13 +32,25 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (*_ASKED, signal.SIGCHLD):
+            for number in _ASKED:
                 before = signal.getsignal(number)
                 if before is not None:  # None: it was installed by other than python, and could not be put back
                     self._before[number] = before
-            for number in self._before:
-                signal.signal(number, self._child if number is signal.SIGCHLD else self._ask)
+                    signal.signal(number, self._ask)
         return self
+
+    def watch_workers(self) -> None:
+        """Come before the handler with which torch raises a worker's death, now that it is there."""
+        if self._before and callable(before := signal.getsignal(signal.SIGCHLD)) and before != self._child:
+            self._before[signal.SIGCHLD] = before
+            signal.signal(signal.SIGCHLD, self._child)
+
+    def soon(self) -> bool:
+        """Whether a stop has been asked for, or is within the moment in which a signal reaches a whole group."""
+        end = time.monotonic() + _ON_ITS_WAY
+        while self._before and self.asked is None and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.asked is not None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -63,4 +77,8 @@ class Signals:
     def _child(self, number: int, frame: FrameType | None) -> None:
         before = self._before.get(signal.SIGCHLD)
         if self.asked is None and callable(before):
-            before(number, frame)
+            try:
+                before(number, frame)
+            except RuntimeError:
+                if os.getpid() != self._owner or not self.soon():
+                    raise

@@ -207,10 +207,13 @@ class Trainer(Generic[Model, Batch]):
         self._run.history.catch_up(state)
         with self._prepared("train", plan), self._savers() as self._saving:
             self._begin()
-            self._saving.begin(resume, train)
-            if (reason := plan.reached(state.progress)) is not None:
-                logger.info("nothing to train: the run has all its %s already (%s)", reason, state.progress)
+            restored = self._saving.begin(resume, train, val)
+            reason = state.stop_reason or plan.reached(state.progress)
+            if reason is not None and (self._run.ended or not restored):  # else its end is still to come
+                logger.info("nothing to train: the run has ended already: %s (%s)", reason, state.progress)
+                self._restore_best()
                 return self._result(reason)
+            self._run.ended = False
             with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
                 self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
                 hooks.on_fit_start(state)
@@ -223,11 +226,17 @@ class Trainer(Generic[Model, Batch]):
 
     def _catch_up(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
         """What was due when the run was left."""
-        if val is not None and self._run.validation_due:
+        state, run = self.state, self._run
+        if val is not None and run.validation_due:
             self._validate(hooks, val)
-        self._run.validation_due = False
-        if self._run.epoch_over:
-            self._end_epoch(hooks, val, self.state.progress)
+            if not run.epoch_over:
+                self._saving.at_step()
+        run.validation_due = False
+        over = state.stop_reason is not None or state.plan.reached(state.progress) is not None
+        if over and run.window is None and state.progress.batch == state.plan.batches and not run.epoch_over:
+            self._end_data()  # it was the epoch's last batch, after which the run was left
+        if run.epoch_over:
+            self._end_epoch(hooks, val, state.progress)
 
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
@@ -239,7 +248,7 @@ class Trainer(Generic[Model, Batch]):
         if progress.batch == 0:
             self._run.averages = Averages(eager=self._eager)
         self._guard.begin(state)
-        for batch in self._run.data.batches(train, progress.batch):
+        for batch in self._saving.until_asked(self._run.data.batches(train, progress.batch)):
             step = progress.step
             self._train_batch(hooks, batch)
             if self._saving.asked:
@@ -255,6 +264,8 @@ class Trainer(Generic[Model, Batch]):
                     self._run.data.leave()
                     return
                 break  # it was the last batch, so the epoch gets its end as well
+        if self._saving.asked:
+            self._saving.obey()
         if progress.batch == 0:
             raise no_batches("the training data", train)
         if self._run.window is not None:  # a short one, where only the end of the data could tell
@@ -419,11 +430,8 @@ class Trainer(Generic[Model, Batch]):
         assert val is not None
         self._guard.look(self.state)
         before = self._saving.random_state()
-        self._evaluate(hooks, val, "val", "val")
-        if self._saving.asked:
-            assert before is not None
-            before.restore()
-            self._saving.obey()
+        if not self._evaluate(hooks, val, "val", "val"):
+            self._saving.give_up(before)
         self._run.validation_due = False
 
     def _end_data(self) -> None:
@@ -489,8 +497,13 @@ class Trainer(Generic[Model, Batch]):
             self._run.history.leave_epoch(state, self._run.averages.means())
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
+        self._run.ended = True
         self._saving.at_end()
         self._callback_states = [callback.state_dict() for callback in self._settings.callbacks]
+        self._restore_best()
+
+    def _restore_best(self) -> None:
+        state = self.state
         if self._stopper is not None and self._stopper.best_weights is not None:
             self._last_weights = snapshot(state.model)
             state.model.load_state_dict(self._stopper.best_weights)
@@ -532,7 +545,7 @@ class Trainer(Generic[Model, Batch]):
         before, state.stage = state.stage, stage
         with evaluating(state.model):
             hooks.on_eval_start(state)
-            for batch in data:
+            for batch in self._saving.until_asked(data) if stage == "val" else data:
                 batches += 1
                 batch = move(batch, state.device)
                 with self._autocast:
@@ -544,7 +557,9 @@ class Trainer(Generic[Model, Batch]):
                     update_metric(metric_name, metric, output)
                 hooks.on_eval_batch_end(state, output)
                 if stage == "val" and self._saving.asked:
-                    return {}  # given up: its sums are dropped, and a resume runs it first
+                    return {}  # no scores: it is given up: its sums are dropped, and a resume runs it first
+            if stage == "val" and self._saving.asked:
+                return {}
             if not batches:
                 raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}

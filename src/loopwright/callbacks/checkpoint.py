@@ -6,15 +6,21 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError
+from loopwright.forms import Count, check_form
 from loopwright.monitor import Mode, Monitor, check_validated
 from loopwright.schedule import Every, check_count
 
 if TYPE_CHECKING:
     from loopwright.state import State
+
+
+class _Saved(TypedDict):
+    monitor: dict[str, Any] | None
+    score: tuple[float, Count] | None
 
 
 class Checkpoint(Callback[Any]):
@@ -106,6 +112,7 @@ class Checkpoint(Callback[Any]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""
+        check_form(state, _Saved)
         if self._monitor is not None and state["monitor"] is not None:
             self._monitor.load_state_dict(state["monitor"])
         self._score = state["score"]
