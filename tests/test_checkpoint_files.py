@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from faults_table import Figures
 from fixtures import make_checkpoint_v1
 from helpers import At, line, small_model, small_trainer, some_batches
+from hostile_checkpoints import TENSORS, put, seal
 from loopwright import (
     CheckpointError,
     Every,
@@ -155,8 +157,6 @@ def test_what_is_no_checkpoint_is_an_error_that_names_it(tmp_path: Path, name: s
 
 
 def test_a_newer_version_of_the_format_is_named_as_that(tmp_path: Path) -> None:
-    from hostile_checkpoints import seal
-
     (path,) = write(tmp_path, 1)
     seal(path, lambda head: head.update(version=2))
     with pytest.raises(CheckpointError, match="has version 2 of the format") as caught:
@@ -702,3 +702,18 @@ def test_what_cannot_be_saved_is_found_before_the_first_step_with_its_path(tmp_p
         trainer.fit(some_batches(), epochs=1)
     assert trainer.state.progress.step == 0
     assert list_checkpoints(tmp_path) == []
+
+
+def test_a_run_saved_with_more_cuda_devices_than_there_are_goes_on_and_says_so(
+    of_a_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(shutil.copytree(of_a_run, tmp_path / of_a_run.name))
+    put("random/torch_cuda", [{"$tensor": "surplus"}] * 9)(path)
+    tensors = safetensors.torch.load((path / TENSORS).read_bytes()) | {"surplus": torch.zeros(16, dtype=torch.uint8)}
+    (path / TENSORS).write_bytes(safetensors.torch.save(tensors))
+    seal(path)
+    trainer = small_trainer(EarlyStopping("val/loss", mode="min", restore_best=True), seed=1)
+    with caplog.at_level(logging.INFO, logger="loopwright"):
+        trainer.fit(some_batches(), some_batches(), epochs=2, resume=path)
+    assert trainer.state.progress.step == 6
+    assert any("not exact: it was saved with 9 CUDA devices" in record.getMessage() for record in caplog.records)

@@ -17,11 +17,7 @@ from hostile_checkpoints import CASES
 
 READER = Path(__file__).with_name("hostile_reader.py")
 NAMES = [(kind, name) for kind, cases in CASES.items() for name in cases]
-PARTS = {
-    "nonsense for the run": 7,
-    "values by the million": 3,
-    "names": 3,
-}  # what is read in every test run: 1 of so many
+PARTS = {"nonsense for the run": 11, "values by the million": 4, "names": 3}  # every run reads 1 of so many
 WAYS = ("read", "load_weights", "latest", "best", "inspect", "inspect --json", "fit")
 Outcomes: TypeAlias = dict[str, dict[str, dict[str, Any]]]
 MEMORY = 300 * 2**20  # bytes; the largest of them is 40 MB on the disk

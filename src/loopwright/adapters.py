@@ -99,6 +99,9 @@ def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
         for key in own.keys() & theirs.keys() - {"params"}:
             if not alike(own[key], theirs[key]):
                 raise _other("optimizer", f"its setting {key} is of another kind")
+        for key in own.keys() - theirs.keys():
+            if _is_torchs(optimizer) and type(own[key]) not in (bool, type(None)):  # such flags torch adds itself
+                raise _other("optimizer", f"its setting {key} is missing")
     if isinstance(optimizer, LBFGS):
         _check_lbfgs(saved["state"], sum(parameter.numel() for parameter in parameters))
     elif _is_torchs(optimizer):

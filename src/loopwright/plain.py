@@ -226,9 +226,12 @@ def _decode_sparse(content: list[Any], tensors: Mapping[str, Tensor], depth: int
         raise CheckpointError(f"a sparse tensor in the data has the shape {_shortly(shape)}")
     try:  # with its invariants checked: an index outside the shape would reach outside memory later
         if len(parts) == 2:
-            return torch.sparse_coo_tensor(*parts, shape, check_invariants=True, is_coalesced=kind is True)
-        layout = _COMPRESSED[kind]
-        return torch.sparse_compressed_tensor(*parts, shape, layout=layout, check_invariants=True)
+            indices, values = parts
+            return torch.sparse_coo_tensor(indices, values, shape, check_invariants=True, is_coalesced=kind is True)
+        outer, inner, values = parts
+        return torch.sparse_compressed_tensor(
+            outer, inner, values, shape, layout=_COMPRESSED[kind], check_invariants=True
+        )
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
         raise CheckpointError(
             "a sparse tensor in the data contradicts itself", why=str(error).splitlines()[0]

@@ -97,6 +97,10 @@ class RandomState:
             random.Random().setstate(state["python"])
             np.random.RandomState().set_state(numpy)
             torch.Generator().set_state(state["torch_cpu"])
+            if any(found.dtype is not torch.uint8 or found.shape != (16,) for found in state["torch_cuda"]):
+                raise ValueError(
+                    "the state of a CUDA generator is 16 bytes"
+                )  # which CUDA looks at when it is first used
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 "the random generators refuse what the checkpoint holds for them", why=str(error)[:200]
@@ -110,8 +114,9 @@ class RandomState:
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch_cpu)
-        if self.torch_cuda:
-            torch.cuda.set_rng_state_all(self.torch_cuda)
+        devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        for index, state in enumerate(self.torch_cuda[:devices]):
+            torch.cuda.set_rng_state(state, index)
         for generator, state in zip(own, self.own, strict=False):
             generator.set_state(state)
 

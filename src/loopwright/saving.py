@@ -131,6 +131,9 @@ class Saving:
             sentences.append(f"in the checkpoint, but not in the list of callbacks: {', '.join(sorted(there - here))}")
         if (why := EpochData.inexact(train)) and progress.batch:
             sentences.append(f"not exact: {why}")
+        cuda = len(contents.state["random"]["torch_cuda"])
+        if cuda > (devices := torch.cuda.device_count()):
+            sentences.append(f"not exact: it was saved with {cuda} CUDA devices, and here there are {devices}")
         if refused:
             sentences.append(f"refused were {', '.join(other.name for other in refused)}")
         if (saved_by := contents.facts.get("torch")) != torch.__version__:
