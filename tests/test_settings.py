@@ -57,6 +57,7 @@ def _twice() -> Trainer:
 
 
 MAE = torchmetrics.MeanAbsoluteError
+# Each is ignored by the type checker on purpose: it would refuse what the library has to refuse at run time too.
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "model is a class": (lambda: Trainer(nn.Linear, _sgd(line()), nn.MSELoss()), "the model is the class Linear"),  # type: ignore[type-var]
     "model is no module": (lambda: Trainer(3, _sgd(line()), nn.MSELoss()), "of type int"),  # type: ignore[type-var]
