@@ -56,7 +56,9 @@ class Nursery:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
-        return self._process.stdout.readline()
+        answer = self._process.stdout.readline()
+        assert answer, f"the nursery has ended: {self._process.wait(10)}"
+        return answer
 
 
 @contextlib.contextmanager
@@ -78,7 +80,7 @@ def nursery() -> Iterator[Nursery]:
                 os.killpg(pid, signal.SIGKILL)
         # Not by the end of its input: workers that this process has forked may hold that open.
         process.communicate("null\n")
-    assert process.returncode == 0
+    assert process.returncode == 0, f"the nursery has ended: {process.returncode}"
 
 
 def until(path: Path, *, seconds: float = 60) -> None:
