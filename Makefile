@@ -19,7 +19,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test docs bench clean
+.PHONY: help demo test faults docs bench clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ test: .venv/.dev  ## all checks: ruff, mypy, pyright, the tests, the site
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m pyright --verifytypes loopwright --ignoreexternal
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
 	$(PY) -m mkdocs build --strict
+
+faults: .venv/.dev  ## kill, damage and starve runs by the hundred, and print what was lost
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup -m faults
 
 docs: .venv/.dev  ## build the site into site/
 	$(PY) -m mkdocs build --strict

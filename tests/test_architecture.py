@@ -20,10 +20,11 @@ import loopwright.callbacks
 PACKAGE = Path(loopwright.__file__).parent
 
 FLOORS = {
-    4: ["loopwright", "loopwright.testing"],
-    3: ["loopwright.trainer"],
+    4: ["loopwright", "loopwright.__main__", "loopwright.testing"],
+    3: ["loopwright.saving", "loopwright.trainer"],
     2: [
         "loopwright.callbacks",
+        "loopwright.callbacks.checkpoint",
         "loopwright.callbacks.csv_logger",
         "loopwright.callbacks.early_stopping",
         "loopwright.callbacks.learning_rate_monitor",
@@ -31,14 +32,19 @@ FLOORS = {
         "loopwright.callbacks.tensorboard_logger",
     ],
     1: [
+        "loopwright.adapters",
         "loopwright.averages",
+        "loopwright.batches",
         "loopwright.callback",
+        "loopwright.checkpoint",
         "loopwright.data",
         "loopwright.guard",
         "loopwright.history",
         "loopwright.logger",
         "loopwright.monitor",
         "loopwright.result",
+        "loopwright.run",
+        "loopwright.saver",
         "loopwright.settings",
         "loopwright.step",
         "loopwright.window",
@@ -46,10 +52,13 @@ FLOORS = {
     0: [
         "loopwright.device",
         "loopwright.errors",
+        "loopwright.forms",
         "loopwright.modes",
+        "loopwright.plain",
         "loopwright.precision",
         "loopwright.randomness",
         "loopwright.schedule",
+        "loopwright.signals",
         "loopwright.state",
         "loopwright.weights",
     ],
@@ -77,9 +86,13 @@ PUBLIC = [
     "Step",
     "Trainer",
     "UnknownMetricError",
+    "best_checkpoint",
+    "latest_checkpoint",
+    "load_weights",
 ]
 PUBLIC_CALLBACKS = [
     "CSVLogger",
+    "Checkpoint",
     "EarlyStopping",
     "LearningRateMonitor",
     "Logger",
@@ -246,6 +259,8 @@ def test_every_public_name_is_listed_where_it_is_imported_from() -> None:
 def docstring(module: str, name: str) -> str | None:
     """What documents a public name: a class's own docstring, or the string under the assignment of an alias."""
     value = getattr(importlib.import_module(module), name)
+    if inspect.isfunction(value):
+        return value.__doc__
     if inspect.isclass(value):
         text = vars(value).get("__doc__")
         return None if text is None or text.startswith(f"{name}(") else text  # dataclasses write one themselves

@@ -10,7 +10,15 @@ import torch
 
 import loopwright.callbacks
 from loopwright import Callback, Output, State
-from loopwright.callbacks import CSVLogger, EarlyStopping, LearningRateMonitor, Logger, ProgressBar, TensorBoardLogger
+from loopwright.callbacks import (
+    Checkpoint,
+    CSVLogger,
+    EarlyStopping,
+    LearningRateMonitor,
+    Logger,
+    ProgressBar,
+    TensorBoardLogger,
+)
 from loopwright.testing import HookRecorder, check_callback, tiny_state, two_step_fit
 
 Make = Callable[[Path], Callback[Any]]
@@ -21,6 +29,7 @@ BUILT_IN: dict[str, Make] = {
     "CSVLogger": lambda folder: CSVLogger(folder / f"{next(_numbers)}.csv"),
     "TensorBoardLogger": lambda folder: TensorBoardLogger(folder / str(next(_numbers))),
     "LearningRateMonitor": lambda folder: LearningRateMonitor(),
+    "Checkpoint": lambda folder: Checkpoint(folder / str(next(_numbers))),
     "EarlyStopping": lambda folder: EarlyStopping("val/loss", mode="min"),
 }
 

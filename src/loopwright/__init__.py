@@ -1,6 +1,7 @@
 """The PyTorch training loop you would have written by hand: the same bits, less work."""
 
 from loopwright.callback import Callback
+from loopwright.checkpoint import best_checkpoint, latest_checkpoint, load_weights
 from loopwright.errors import (
     CheckpointError,
     ConfigError,
@@ -41,4 +42,7 @@ __all__ = [
     "Step",
     "Trainer",
     "UnknownMetricError",
+    "best_checkpoint",
+    "latest_checkpoint",
+    "load_weights",
 ]

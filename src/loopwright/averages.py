@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,16 @@ class Averages:
                 pending.append((value, weight))
                 if len(pending) >= _FOLD:
                     self._fold(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        for name in list(self._pending):
+            self._fold(name)
+        return {"sums": dict(self._sums), "weights": dict(self._weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+        self._sums, self._weights, self._pending = dict(state["sums"]), dict(state["weights"]), {}
 
     def means(self) -> dict[str, float]:
         """The mean of every name, as floats; NaN where all weights were 0."""

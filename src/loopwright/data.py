@@ -1,148 +1,185 @@
-"""What the loop asks of the data: that it can be iterated over, its length, and where it stands."""
+"""A loader whose order and randomness are pure functions of seed, epoch and batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
-from typing import TypeVar
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypedDict, cast
 
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+from typing_extensions import TypeVar
 
-from loopwright.errors import ConfigError, DataError
-from loopwright.randomness import RandomState, generators_of
-from loopwright.schedule import Every, check_count
-from loopwright.state import Plan
-from loopwright.step import describe
+from loopwright.errors import CheckpointError, ConfigError
+from loopwright.forms import Count, check_form
+from loopwright.randomness import RandomState
+from loopwright.schedule import check_count
 
-T = TypeVar("T")
-
-
-def check_loader(name: str, data: object) -> None:
-    """Raise ConfigError unless ``data`` is something whose items are batches."""
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise ConfigError(
-            f"{name} is a dataset, {type(data).__name__}, and not a loader",
-            why="its items are single samples, not batches",
-            fix=f"DataLoader({name}, batch_size=32{', shuffle=True' if name == 'train' else ''})",
-        )
-    if isinstance(data, (Tensor, str, bytes, Mapping, type)) or not (
-        hasattr(data, "__iter__") or hasattr(data, "__getitem__")
-    ):
-        raise ConfigError(
-            f"{name} is {describe(data)}",
-            why="it must be a loader: an iterable of batches",
-            fix=f"epochs={data}, if that is how long to train"
-            if isinstance(data, int) and name != "data"
-            else "DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
-        )
+Sample_co = TypeVar("Sample_co", default=Any, covariant=True)
+Batch_co = TypeVar("Batch_co", default=Any, covariant=True)
 
 
-def length_of(data: object) -> int | None:
-    """The number of batches in one pass, or None where the data does not tell."""
-    try:
-        return len(data)  # type: ignore[arg-type]  # asking is the test
-    except (TypeError, NotImplementedError):
-        return None
+class MapDataset(Protocol[Sample_co]):
+    """A dataset with a length, whose samples are fetched by their index."""
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Sample_co:
+        """The sample at ``index``."""
+        ...
 
 
-def no_batches(name: str, data: object) -> DataError:
-    """The error for data that gave no batch, with what explains it."""
-    if isinstance(data, Iterator):
-        return DataError(
-            f"{name} gave no batch",
-            why=f"it is an iterator ({type(data).__name__}), which can be read once, and has been read to its end",
-            fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
-        )
-    dataset = getattr(data, "dataset", None)
-    sampler = getattr(data, "batch_sampler", None)  # given by hand, it alone knows
-    owner = data if getattr(data, "batch_size", None) is not None or sampler is None else sampler
-    batch_size, drop_last = getattr(owner, "batch_size", None), getattr(owner, "drop_last", None)
-    facts = {"dataset size": length_of(dataset), "batch size": batch_size, "drop_last": drop_last}
-    listed = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
-    too_few = bool(drop_last) and bool(length_of(dataset))
-    return DataError(
-        f"{name} gave no batch" + (f": {listed}" if listed else f": it is {describe(data)}"),
-        why="drop_last=True drops a batch that is not full, and there is no full one" if too_few else "it is empty",
-        fix="a smaller batch_size, or drop_last=False" if too_few else "check the dataset and how it is filtered",
-    )
+class _Place(TypedDict):
+    epoch: Count
+    batch: Count
 
 
-def plan_fit(
-    train: object, val: object, epochs: int | None, steps: int | None, validate: Every, *, accumulate: int
-) -> Plan:
-    """The plan of a fit, from its arguments.
+class Loader(Generic[Batch_co]):
+    """Batches of a dataset, in an order and with a randomness that depend on seed, epoch and batch alone.
+
+    So a run that resumes in mid-epoch finds its place without fetching what came before, and the number of workers may
+    change in between. Each epoch is shuffled anew. While a batch is fetched, python's, numpy's and torch's global
+    generators are seeded for that very batch, so that random augmentation repeats exactly too; afterwards those
+    of the process are what they were.
+
+    Args:
+        dataset: Anything with a length, and samples by index.
+        batch_size: Samples to a batch.
+        shuffle: Whether the order is a new permutation at each epoch, or the dataset's own.
+        drop_last: Whether a last batch that is not full is left out.
+        seed: What order and randomness are drawn from, from 0 to 2**63 - 1.
+        workers: Processes that fetch ahead; with 0 the batches are fetched where they are asked for.
+        collate: What makes a batch of a list of samples.
+        pin_memory: Whether batches are put into pinned memory, for a faster way to the GPU.
 
     Raises:
-        ConfigError: There is no target, or the data is no loader.
-        DataError: The data is empty, and says so.
-    """
-    for name, target in (("epochs", epochs), ("steps", steps)):
-        if target is not None:
-            check_count(name, target)
-    if not isinstance(validate, Every):
-        raise ConfigError(
-            f"validate is {validate!r}",
-            why="whether it counts steps or epochs has to be said",
-            fix="validate=Every(steps=100), or Every(epochs=1)",
-        )
-    check_loader("train", train)
-    if val is not None:
-        check_loader("val", val)
-    if epochs is None and steps is None:
-        raise ConfigError(
-            "fit has no target",
-            why="nothing says how long to train",
-            fix="fit(train, epochs=10), or steps=1000",
-        )
-    if length_of(train) == 0:
-        raise no_batches("the training data", train)
-    if val is None:
-        return Plan(epochs, steps, length_of(train), accumulate=accumulate)
-    if length_of(val) == 0:
-        raise no_batches("the validation data", val)
-    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate)
+        ConfigError: An argument is not of these.
 
-
-class EpochData:
-    """One run's place in its training data: an epoch that was left can be gone on with, exactly.
-
-    The sample order is the loader's own. To find it again, the random generators are put back to where they
-    were when the epoch began, the loader is iterated anew, and the batches that are done are passed over;
-    then the generators return to where they are now.
+    Example:
+        >>> loader = Loader([1.0, 2.0, 3.0], batch_size=2, seed=1)
+        >>> len(loader)
+        2
     """
 
-    def __init__(self) -> None:
-        self._at_start: RandomState | None = None
-        self._workers_kept = False  # whether the epoch began with persistent workers of an earlier one
+    def __init__(
+        self,
+        dataset: MapDataset[Any],
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        workers: int = 0,
+        collate: Callable[[list[Any]], Batch_co] = default_collate,
+        pin_memory: bool = False,
+    ) -> None:
+        check_count("batch_size", batch_size)
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise ConfigError(
+                f"the dataset is of type {type(dataset).__name__}, without a length or without samples by index",
+                why="the place of every sample has to be known without reading the ones before it",
+                fix="torch's DataLoader, for datasets that can only be iterated over",
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ConfigError(f"seed is {seed!r}, and must be a whole number from 0 to 2**63 - 1")
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise ConfigError(f"workers is {workers!r}, and must be a whole number of at least 0")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.workers = workers
+        self.pin_memory = pin_memory
+        self._collate = collate
+        self._epoch, self._batch = 1, 0  # of the next batch
+        self._resumed = False
 
-    def batches(self, loader: Iterable[T], done: int) -> Iterator[T]:
-        """The epoch's batches from number ``done`` on. Nothing is fetched ahead."""
-        if isinstance(loader, Iterator) and length_of(loader) is None:
-            return loader  # a generator and its like: it is where it was left
-        own = generators_of(loader)
-        if done == 0 or self._at_start is None:
-            self._at_start = RandomState.capture(own)
-            self._workers_kept = getattr(loader, "_iterator", None) is not None
-            return iter(loader)
-        now = RandomState.capture(own)
-        if isinstance(loader, DataLoader) and loader.persistent_workers and not self._workers_kept:
-            loader._iterator = None  # new workers again: the loader draws their seed only when it starts them
-        self._at_start.restore(own)
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch_co]:
+        """The batches of the next epoch, or, right after ``load_state_dict``, the rest of the one that it names.
+
+        That rest is empty where the place was taken down after an epoch's last batch, but before its end was seen.
+        """
+        if self._batch and not self._resumed:  # the last pass was broken off
+            self._epoch, self._batch = self._epoch + 1, 0
+        self._resumed = False
+        epoch, start = self._epoch, self._batch
+        fetch = _Fetch(self.dataset, self._collate, self.seed, epoch)
+        loader: DataLoader[Any] = DataLoader(
+            cast("Dataset[Any]", fetch),
+            batch_size=None,
+            sampler=list(enumerate(self._indices(epoch)))[start:],
+            num_workers=self.workers,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator(),  # its base seed is used for nothing, and must not be drawn from the run's
+        )
+        for batch in loader:
+            self._batch += 1
+            yield batch
+        self._epoch, self._batch = epoch + 1, 0
+
+    def _indices(self, epoch: int) -> list[list[int]]:
+        count = len(self.dataset)
+        order: Sequence[int] = range(count)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+            order = torch.randperm(count, generator=generator).tolist()
+        return [list(order[i : i + self.batch_size]) for i in range(0, count, self.batch_size)][: len(self)]
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch is: its epoch, counted from 1, and the batches of that epoch that come before it."""
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def check_place(self, state: Any) -> None:
+        """Raise CheckpointError unless ``state`` is a place in this loader's data."""
+        check_form(state, _Place, "$.data.place")
+        if state["batch"] > len(self):
+            raise CheckpointError(f"the checkpoint was saved after batch {state['batch']}, and there are {len(self)}")
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on there: the next iteration gives the rest of that epoch.
+
+        Raises:
+            CheckpointError: There is no such place.
+        """
+        self.check_place(state)
+        self._epoch, self._batch = state["epoch"], state["batch"]
+        self._resumed = True  # also where nothing is left of the epoch: then there is an iteration without a batch
+
+
+class _Fetch:
+    """Fetches one batch, with the generators seeded for it, wherever it runs."""
+
+    def __init__(self, dataset: MapDataset[Any], collate: Callable[[list[Any]], Any], seed: int, epoch: int) -> None:
+        self._dataset, self._collate, self._seed, self._epoch = dataset, collate, seed, epoch
+
+    def __getitem__(self, place: tuple[int, list[int]]) -> Any:
+        import numpy as np
+
+        batch, indices = place
+        before = RandomState.capture()
+        seed = _mixed(self._seed, self._epoch, batch)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: data is not made on a GPU
         try:
-            batches = _Onward(iter(loader))
-            for _ in islice(batches, done):
-                continue
+            return self._collate([self._dataset[index] for index in indices])
         finally:
-            now.restore(own)
-        return batches
+            before.restore()
 
 
-class _Onward(Iterator[T]):
-    """An iterator that goes on where it is, whatever asks it to iterate: some loaders are their own, and start anew."""
-
-    def __init__(self, batches: Iterator[T]) -> None:
-        self._batches = batches
-
-    def __next__(self) -> T:
-        return next(self._batches)
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers, unlike for any two that differ, as SplitMix64 mixes them."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed ^ number) + 0x9E3779B97F4A7C15 & 2**64 - 1
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & 2**64 - 1
+        mixed ^= mixed >> 31
+    return mixed >> 1

@@ -5,11 +5,12 @@ Each class carries a stable ``id`` that opens its message, so that a message can
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class LoopwrightError(Exception):
@@ -32,7 +33,10 @@ class LoopwrightError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # The message is composed by __init__; composing it a second time on unpickling would nest it.
-        return _rebuild, (type(self), self.args), self.__dict__
+        state = self.__dict__
+        if isinstance(self, OSError):  # whose own fields are not in there
+            state = state | {"errno": self.errno, "strerror": self.strerror, "filename": self.filename}
+        return _rebuild, (type(self), self.args), state
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would show the repr of its message
@@ -84,6 +88,28 @@ class SaveError(CheckpointError, OSError):
     """A checkpoint could not be written; ``errno`` and ``filename`` say where the system refused."""
 
     id = "save"
+
+    @classmethod
+    def of(cls, error: OSError, path: object) -> SaveError:
+        """The error for what the system said about ``path``."""
+        own = cls(
+            f"{path} could not be saved: {error.strerror or error} (errno {error.errno})",
+            why="older checkpoints are untouched",
+            fix="make room, or mend the disk's permissions, and resume from the newest checkpoint",
+        )
+        own.errno, own.strerror, own.filename = error.errno, error.strerror, str(path)
+        return own
+
+    @classmethod
+    @contextlib.contextmanager
+    def on(cls, path: object) -> Iterator[None]:
+        """Turn what the system refuses within the block into an error of this class."""
+        try:
+            yield
+        except cls:
+            raise
+        except OSError as error:
+            raise cls.of(error, path) from error
 
 
 class LockedError(LoopwrightError):

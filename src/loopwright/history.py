@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loopwright.state import State
@@ -30,6 +30,15 @@ class History:
     def leave_epoch(self, state: State, means: Mapping[str, float]) -> None:
         """Add the row of an epoch that a later fit may go on with; ``means`` are those of its batches so far."""
         self._add(state, {f"train/{name}": mean for name, mean in means.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, and how far the metrics are in them."""
+        return {"rows": self.rows(), "mark": self._mark, "finished": self._finished}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+        self._rows = [dict(row) for row in state["rows"]]
+        self._mark, self._finished = state["mark"], state["finished"]
 
     def rows(self) -> list[dict[str, float]]:
         """A copy of all rows."""

@@ -7,15 +7,21 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError
+from loopwright.forms import Count, check_form
 from loopwright.schedule import Every
 
 if TYPE_CHECKING:
     from loopwright.state import State
     from loopwright.step import Output
+
+
+class _Written(TypedDict):
+    written: Count
+    begun: bool
 
 
 class Logger(Callback[Any], ABC):
@@ -72,6 +78,7 @@ class Logger(Callback[Any], ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after what had been written."""
+        check_form({"written": state.get("written"), "begun": state.get("begun")}, _Written)
         self._written, self._begun = state["written"], state["begun"]
 
     def record(self, state: State) -> None:

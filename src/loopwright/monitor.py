@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loopwright.errors import ConfigError
+from loopwright.forms import Count, check_form
 from loopwright.state import check_name, unknown_metric
 
 if TYPE_CHECKING:
     from loopwright.state import State
 
 Mode = Literal["min", "max"]
+
+
+class Judged(TypedDict):
+    """What a Monitor saves: the best value so far, and how far the metrics have been judged."""
+
+    best: float | None
+    judged: Count
 
 
 class Monitor:
@@ -57,6 +65,7 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
+        check_form(state, Judged)
         self.best, self._judged = state["best"], state["judged"]
 
     def fresh(self, state: State) -> float | None:

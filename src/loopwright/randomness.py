@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
+
+from loopwright.errors import CheckpointError
+from loopwright.forms import check_form
 
 
 def seed_everything(seed: int) -> None:
@@ -30,15 +34,23 @@ def generators_of(loader: object) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+class _Saved(TypedDict):
+    python: tuple[int, tuple[int, ...], float | None]
+    numpy: tuple[str, list[int], int, int, float]
+    torch_cpu: Tensor
+    torch_cuda: list[Tensor]
+    own: list[Tensor]
+
+
 @dataclass(frozen=True)
 class RandomState:
     """The state of every generator that training may draw from, at one moment."""
 
     python: Any
     numpy: Any
-    torch_cpu: torch.Tensor
-    torch_cuda: list[torch.Tensor]
-    own: list[torch.Tensor]
+    torch_cpu: Tensor
+    torch_cuda: list[Tensor]
+    own: list[Tensor]
 
     @classmethod
     def capture(cls, own: Iterable[torch.Generator] = ()) -> RandomState:
@@ -55,6 +67,42 @@ class RandomState:
             [generator.get_state() for generator in own],
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """As plain data and tensors."""
+        kind, keys, *rest = self.numpy
+        return {
+            "python": self.python,
+            "numpy": (kind, keys.tolist(), *rest),
+            "torch_cpu": self.torch_cpu,
+            "torch_cuda": list(self.torch_cuda),
+            "own": list(self.own),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> RandomState:
+        """What ``state_dict`` described, tried out on generators that nobody uses.
+
+        Raises:
+            CheckpointError: It is no state of these generators.
+        """
+        import numpy as np
+
+        check_form(dict(state), _Saved, "$.random")
+        kind, keys, position, *rest = state["numpy"]
+        # Python's older versions differ; and numpy would read beyond its memory from a position that is not in there.
+        if state["python"][0] != 3 or kind != "MT19937" or len(keys) != 624 or not 0 <= position <= 624:
+            raise CheckpointError("the random generators in the checkpoint are not those of this python and numpy")
+        try:
+            numpy = (kind, np.array(keys, dtype=np.uint32), position, *rest)
+            random.Random().setstate(state["python"])
+            np.random.RandomState().set_state(numpy)
+            torch.Generator().set_state(state["torch_cpu"])
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                "the random generators refuse what the checkpoint holds for them", why=str(error)[:200]
+            ) from error
+        return cls(state["python"], numpy, state["torch_cpu"], state["torch_cuda"], state["own"])
+
     def restore(self, own: Iterable[torch.Generator] = ()) -> None:
         """Put every generator back to where it was; ``own`` in the order in which they were captured."""
         import numpy as np
@@ -69,14 +117,18 @@ class RandomState:
 
 
 @contextlib.contextmanager
-def undrawn_on_error(own: Iterable[torch.Generator]) -> Iterator[None]:
-    """A block that draws nothing if it fails: it can be run again as if for the first time."""
+def undrawn_on_error(own: Iterable[torch.Generator]) -> Iterator[Callable[[], None]]:
+    """A block that draws nothing if it fails, or calls what it is given: it can be run again as for the first time."""
     own = list(own)
     before = RandomState.capture(own)
-    try:
-        yield
-    except BaseException:
+
+    def undraw() -> None:
         before.restore(own)
+
+    try:
+        yield undraw
+    except BaseException:
+        undraw()
         raise
 
 

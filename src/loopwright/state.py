@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,14 @@ class Metrics(Mapping[str, float]):
         for name, mark in self._marks.items():
             if mark != before.get(name, 0):
                 self._marks[name] = -1 if before.get(name, 0) else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The values, read, and when each was logged."""
+        return {"values": {name: self[name] for name in self._values}, "marks": dict(self._marks), "mark": self.mark}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+        self._values, self._marks, self.mark = dict(state["values"]), dict(state["marks"]), state["mark"]
 
     def record(self, name: str, value: float | Tensor) -> None:
         """Store the newest value of a name that is known to be good. Callbacks call ``State.log``."""

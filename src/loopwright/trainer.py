@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic
 
@@ -16,18 +17,20 @@ from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
 from loopwright.averages import Averages
+from loopwright.batches import check_loader, length_of, no_batches, plan_fit
 from loopwright.callback import Callback, Hooks
+from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
-from loopwright.data import EpochData, check_loader, length_of, no_batches, plan_fit
 from loopwright.device import map_tensors, move, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
-from loopwright.history import History
 from loopwright.modes import compiled, evaluating
-from loopwright.monitor import Monitor, check_validated
+from loopwright.monitor import check_validated
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import deterministic_kernels, generators_of, seed_everything, undrawn_on_error
 from loopwright.result import Result
+from loopwright.run import Run
+from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
 from loopwright.state import Plan, Progress, Stage, State, check_name
@@ -146,11 +149,7 @@ class Trainer(Generic[Model, Batch]):
         self._eager = free or needed
 
         # What the loop itself remembers from one fit to the next.
-        self._data = EpochData()
-        self._averages = Averages(eager=self._eager)
-        self._validation_due = False
-        self._plateau = None if schedule is None or schedule.monitor is None else Monitor(schedule.monitor, "min")
-        self._history = History()
+        self._run = Run(self.state, self._settings.callbacks, schedule, self._scaler, eager=self._eager)
         self._callback_states: list[dict[str, Any]] | None = None
         self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
         self._restored_epoch: int | None = None
@@ -159,7 +158,7 @@ class Trainer(Generic[Model, Batch]):
         # What holds while a call runs.
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
-        self._window: Window | None = None
+        self._saving = self._savers()
         self._window_from = 0, 0  # the batch and the samples at which it began
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
@@ -174,6 +173,7 @@ class Trainer(Generic[Model, Batch]):
         epochs: int | None = None,
         steps: int | None = None,
         validate: Every = Every(epochs=1),  # noqa: B008  # it is frozen
+        resume: str | os.PathLike[str] | None = None,
     ) -> Result:
         """Train until a target is reached or a callback stops the run.
 
@@ -193,6 +193,8 @@ class Trainer(Generic[Model, Batch]):
             epochs: How many epochs the run is to have. Give this or ``steps``, or both: the first reached ends it.
             steps: How many optimizer steps the run is to have.
             validate: How often to validate.
+            resume: ``"auto"`` goes on from the newest whole checkpoint of the one ``Checkpoint`` in the list, or
+                starts afresh where its folder holds none; a path goes on from that checkpoint.
 
         Returns:
             The history, the reason for the end, and how far the run has come.
@@ -200,34 +202,57 @@ class Trainer(Generic[Model, Batch]):
         Raises:
             ConfigError: No target, or data that is no loader.
             DataError: The training data is empty, or a batch's size is not clear.
+            CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
             ShapeMismatchError: With ``loss=``, predictions and targets would broadcast.
         """
         state = self.state
         plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
-        self._history.catch_up(state)
-        if (reason := plan.reached(state.progress)) is not None:
-            logger.warning(
-                "nothing to train: targets are absolute, and the run has all its %s already (%s); "
-                "raise the target to train more, or make a new model, optimizer and Trainer to begin again",
-                reason,
-                state.progress,
-            )
-            self._guard.parameters(state.model)
-            self._restore_best()
-            return self._result(reason)
-        with self._prepared("train", plan):
+        self._run.history.catch_up(state)
+        with self._prepared("train", plan), self._savers() as self._saving:
             self._begin()
+            restored = self._saving.begin(resume, train, val)
+            reason = state.stop_reason or plan.reached(state.progress)
+            if reason is not None and (self._run.ended or not restored):  # else its end is still to come
+                logger.log(
+                    logging.INFO if restored else logging.WARNING,
+                    "nothing to train: targets are absolute, and the run has ended already: %s (%s); "
+                    "raise the target to train more, or make a new model, optimizer and Trainer to begin again",
+                    reason,
+                    state.progress,
+                )
+                self._guard.parameters(state.model)
+                self._restore_best()
+                return self._result(reason)
+            self._run.ended = False
             with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
                 self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
                 hooks.on_fit_start(state)
-                if self._validation_due and val is not None:
-                    self._evaluate(hooks, val, "val", "val")
-                self._validation_due = False
+                self._saving.rehearse()
+                self._catch_up(hooks, val)
                 while (reason := state.stop_reason or plan.reached(state.progress)) is None:
                     self._train_epoch(hooks, train, val)
                 self._end(hooks)
         return self._result(reason)
+
+    def _catch_up(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
+        """What was due when the run was left."""
+        state, run = self.state, self._run
+        if val is not None and run.validation_due:
+            self._evaluate(hooks, val, "val", "val")
+            self._saving.heed()
+            if not run.epoch_over:
+                self._saving.at_step()
+        run.validation_due = False
+        over = state.stop_reason is not None or state.plan.reached(state.progress) is not None
+        if over and run.window is None and state.progress.batch == state.plan.batches and not run.epoch_over:
+            self._log_means()  # it was the epoch's last batch, after which the run was left
+            self._close_data()
+            if run.validation_due:
+                self._evaluate(hooks, val, "val", "val")
+                self._saving.heed()
+        if run.epoch_over:
+            self._end_epoch(hooks, state.progress)
 
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
@@ -237,28 +262,38 @@ class Trainer(Generic[Model, Batch]):
         if state.stop_reason is not None:
             return
         if progress.batch == 0:
-            self._averages = Averages(eager=self._eager)
+            self._run.averages = Averages(eager=self._eager)
         self._guard.begin(state)
-        for batch in self._data.batches(train, progress.batch):
+        for batch in self._saving.until_asked(self._run.data.batches(train, progress.batch)):
             step = progress.step
             self._train_batch(hooks, batch)
-            if self._window is not None:
+            self._saving.heed()
+            if self._run.window is not None:
                 continue  # what follows waits for the window's optimizer step
-            if progress.step != step and self._validation_due:
-                self._evaluate(hooks, val, "val", "val")
+            if progress.step != step:
+                if self._run.validation_due:
+                    self._evaluate(hooks, val, "val", "val")
+                self._saving.heed()
+                self._saving.at_step()
             if state.stop_reason is not None or plan.reached(state.progress) is not None:
                 if progress.batch != plan.batches:
+                    self._run.data.leave()
                     return
                 break  # it was the last batch, so the epoch gets its end as well
+        self._saving.heed()
         if progress.batch == 0:
             raise no_batches("the training data", train)
-        if self._window is not None:  # a short one, where only the end of the data could tell
+        if self._run.window is not None:  # a short one, where only the end of the data could tell
             self._optimizer_step(hooks)
-            if self._validation_due:
+            if self._run.validation_due:
                 self._evaluate(hooks, val, "val", "val")
+                self._saving.heed()
+            self._saving.at_step()
         self._log_means()
-        if plan.validate is not None and plan.validate.due_at_epoch(progress.epoch + 1):
+        self._close_data()
+        if self._run.validation_due:
             self._evaluate(hooks, val, "val", "val")
+            self._saving.heed()
         self._end_epoch(hooks, before)
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
@@ -266,8 +301,8 @@ class Trainer(Generic[Model, Batch]):
         state, optimizer = self.state, self.state.optimizer
         batch = move(batch, state.device)
         hooks.on_batch_start(state, batch)
-        if self._window is None:
-            self._window = Window(self._window_size())
+        if self._run.window is None:
+            self._run.window = Window(self._window_size())
             self._window_from = state.progress.batch, state.progress.samples
             optimizer.zero_grad()
             for parameter in self._outside:
@@ -285,13 +320,13 @@ class Trainer(Generic[Model, Batch]):
             if self._output_wanted:
                 output = output.detached()
             if usable:
-                if self._window.size > 1:
-                    loss = loss / self._window.divisor(weight, loss.dtype)
+                if self._run.window.size > 1:
+                    loss = loss / self._run.window.divisor(weight, loss.dtype)
                 if self._scaler is not None:
                     loss = self._scaler.scale(loss)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
                 hooks.on_backward_end(state, output)
-            if self._window.full:
+            if self._run.window.full:
                 self._in_hand = samples
                 self._optimizer_step(hooks)
         self._in_hand = None
@@ -302,23 +337,23 @@ class Trainer(Generic[Model, Batch]):
 
     def _take_in(self, output: Output, weight: float | Tensor) -> bool:
         """Add the batch to its window; whether its loss is one to go backward from."""
-        assert self._window is not None
+        assert self._run.window is not None
         check_has_gradient(output.loss)
-        if self._window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
-            self._window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
+        if self._run.window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
+            self._run.window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
             self._guard.leave_out()
             return False
         value, finite = self._guard.loss(self.state, output.loss)
-        self._window.add(values_of(output, value), weight)
-        self._window.finite = self._window.finite and finite
+        self._run.window.add(values_of(output, value), weight)
+        self._run.window.finite = self._run.window.finite and finite
         return finite
 
     def _optimizer_step(self, hooks: Hooks) -> None:
         """The end of a window: its gradients averaged and clipped, and the optimizer's step."""
-        state, optimizer, scaler, window = self.state, self.state.optimizer, self._scaler, self._window
+        state, optimizer, scaler, window = self.state, self.state.optimizer, self._scaler, self._run.window
         assert window is not None
         if not window.finite or window.empty:
-            self._window = None
+            self._run.window = None
             state.progress.skipped += 1
             if not window.finite:
                 self._guard.parameters(state.model)  # with ruined weights every later step would be skipped too
@@ -343,7 +378,7 @@ class Trainer(Generic[Model, Batch]):
         else:
             optimizer.step()
             skipped = False
-        self._window = None
+        self._run.window = None
         if skipped:
             state.progress.skipped += 1
             if self._settings.on_nonfinite == "skip":
@@ -355,7 +390,7 @@ class Trainer(Generic[Model, Batch]):
 
     def _closure(self, hooks: Hooks, batch: Batch, first: list[tuple[Output, int]]) -> Callable[[], Tensor]:
         """What an optimizer such as LBFGS calls to evaluate the loss; its first output and size go into ``first``."""
-        state, optimizer, window = self.state, self.state.optimizer, self._window
+        state, optimizer, window = self.state, self.state.optimizer, self._run.window
         assert window is not None
 
         def closure() -> Tensor:
@@ -381,7 +416,7 @@ class Trainer(Generic[Model, Batch]):
 
     def _closure_stepped(self, hooks: Hooks, first: list[tuple[Output, int]]) -> tuple[Output, int]:
         """After a step through a closure: the first output, and its size."""
-        window = self._window
+        window = self._run.window
         assert window is not None
         if not first:
             raise ConfigError(
@@ -389,7 +424,7 @@ class Trainer(Generic[Model, Batch]):
                 why="the closure is where the batch's loss and gradients come from",
                 fix="call it in step; an optimizer that can do without declares step(self, closure=None)",
             )
-        self._window = None
+        self._run.window = None
         self._stepped(hooks, window)
         return first[0]
 
@@ -405,21 +440,21 @@ class Trainer(Generic[Model, Batch]):
         state.progress.step += 1
         self._log_window(window)
         validate = state.plan.validate
-        self._validation_due = validate is not None and validate.due_at_step(state.progress)
+        self._run.validation_due = validate is not None and validate.due_at_step(state.progress)
         hooks.on_step_end(state)
         self._move_schedule("step")
 
     def _log_window(self, window: Window) -> None:
-        for name, value in window.commit(self._averages).items():
+        for name, value in window.commit(self._run.averages).items():
             self.state.metrics.record(f"train/{name}", value)
 
     def _move_schedule(self, each: str) -> None:
         schedule = self._settings.schedule
         if schedule is None or schedule.each != each:
             return
-        if self._plateau is None:
+        if self._run.plateau is None:
             schedule.lr_scheduler.step()
-        elif (value := self._plateau.fresh(self.state)) is not None:
+        elif (value := self._run.plateau.fresh(self.state)) is not None:
             step: Callable[[float], object] = schedule.lr_scheduler.step  # type: ignore[assignment]  # Schedule saw to it
             step(value)
 
@@ -438,8 +473,14 @@ class Trainer(Generic[Model, Batch]):
                 "length",
                 f"the training data has a length of {plan.batches} batches, but gave only {progress.batch}",
             )
-        for name, mean in (self._averages.means() or {"loss": math.nan}).items():
+        for name, mean in (self._run.averages.means() or {"loss": math.nan}).items():
             state.metrics.record(f"train/{name}", mean)
+
+    def _close_data(self) -> None:
+        """The epoch's data has been gone through; from here on its end can be made up for."""
+        validate = self.state.plan.validate
+        self._run.epoch_over = True
+        self._run.validation_due = validate is not None and validate.due_at_epoch(self.state.progress.epoch + 1)
 
     def _end_epoch(self, hooks: Hooks, before: Progress) -> None:
         """After the epoch's validation: its schedule, its count, its row."""
@@ -447,8 +488,10 @@ class Trainer(Generic[Model, Batch]):
         number = progress.epoch + 1
         self._move_schedule("epoch")
         progress.epoch, progress.batch = number, 0
+        self._run.epoch_over = False
         hooks.on_epoch_end(state)
-        self._history.finish_epoch(state)
+        self._run.history.finish_epoch(state)
+        self._saving.at_epoch()
         all_skipped = progress.step == before.step and progress.skipped > before.skipped
         if all_skipped and plan.epochs is None and (self._scaler is None or self._scaler.get_scale() < 1):
             raise NonFiniteError(
@@ -461,9 +504,11 @@ class Trainer(Generic[Model, Batch]):
         """Begin the run, or go on where the last fit ended."""
         state, settings, model = self.state, self._settings, self.state.model
         state.stop_reason = None
-        if self._window is not None:  # an error left it open: its batches have made no step, and get their turn again
+        if (
+            self._run.window is not None
+        ):  # an error left it open: its batches have made no step, and get their turn again
             state.progress.batch, state.progress.samples = self._window_from
-            self._window = None
+            self._run.window = None
         elif self._in_hand is not None:  # an error came between its step and its count
             state.progress.batch += 1
             state.progress.samples += self._in_hand
@@ -481,8 +526,8 @@ class Trainer(Generic[Model, Batch]):
         if not model.training:
             model.train()
             logger.info("the model was in eval mode; it has been put in training mode, with all of its submodules")
-        if self._plateau is not None:
-            check_validated(self._plateau.name, state)
+        if self._run.plateau is not None:
+            check_validated(self._run.plateau.name, state)
         held = {id(p): p for group in state.optimizer.param_groups for p in group["params"]}
         of_model = {id(p): p for p in model.parameters()}
         self._parameters = [p for key, p in of_model.items() if key in held]
@@ -494,9 +539,11 @@ class Trainer(Generic[Model, Batch]):
         state = self.state
         self._guard.look(state)
         if state.progress.batch:
-            self._history.leave_epoch(state, self._averages.means())
+            self._run.history.leave_epoch(state, self._run.averages.means())
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
+        self._run.ended = True
+        self._saving.at_end()
         # Copies: another trainer may use the same callbacks before the next fit.
         self._callback_states = [copied(callback.state_dict()) for callback in self._settings.callbacks]
         self._restore_best()
@@ -509,7 +556,7 @@ class Trainer(Generic[Model, Batch]):
 
     def _result(self, reason: str) -> Result:
         progress = dataclasses.replace(self.state.progress)
-        return Result(self._history.rows(), reason, progress, self._restored_epoch)
+        return Result(self._run.history.rows(), reason, progress, self._restored_epoch)
 
     def evaluate(self, data: Iterable[Batch], *, name: str = "test") -> dict[str, float]:
         """The loss and the metrics over ``data``, in eval mode and without gradients.
@@ -546,10 +593,9 @@ class Trainer(Generic[Model, Batch]):
         for metric in metrics.values():
             metric.reset()
         before, state.stage = state.stage, stage
-        again = undrawn_on_error(generators_of(data)) if stage == "val" else contextlib.nullcontext()
-        with again, evaluating(state.model):
+        with undrawn_on_error(generators_of(data)) as undraw, evaluating(state.model):
             hooks.on_eval_start(state)
-            for batch in data:
+            for batch in self._saving.until_asked(data) if stage == "val" else data:
                 batches += 1
                 batch = move(batch, state.device)
                 with self._autocast:
@@ -561,6 +607,11 @@ class Trainer(Generic[Model, Batch]):
                     update_metric(metric_name, metric, output)
                 hooks.on_eval_batch_end(state, output)
                 del output  # else it would live on beside the next one
+                if stage == "val" and self._saving.asked:
+                    break
+            if stage == "val" and self._saving.asked:  # given up: its sums and draws are undone, and it stays due
+                undraw()
+                return {}
             if not batches:
                 raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
@@ -573,7 +624,7 @@ class Trainer(Generic[Model, Batch]):
             hooks.on_eval_end(state)
         state.stage = before  # an error leaves it, so that on_exception sees where it arose
         if stage == "val":
-            self._validation_due = False
+            self._run.validation_due = False
         return scores
 
     def predict(self, data: Iterable[Any], *, forward: Callable[[Model, Any], Any] | None = None) -> list[Any]:
@@ -629,6 +680,10 @@ class Trainer(Generic[Model, Batch]):
         finally:
             self._running = False
             state.stage = "train"
+
+    def _savers(self) -> Saving:
+        checkpoints = [callback for callback in self._settings.callbacks if isinstance(callback, Checkpoint)]
+        return Saving(self._run, checkpoints, self._guard, checked=self._settings.on_nonfinite != "ignore")
 
     def _warn_once(self, about: str, message: str) -> None:
         if about not in self._warned:

@@ -35,3 +35,14 @@ def holds(model: nn.Module, weights: Mapping[str, Any]) -> bool:
     return own.keys() == weights.keys() and all(
         torch.equal(value, own[name]) for name, value in weights.items() if isinstance(value, Tensor)
     )
+
+
+def plain_module(model: nn.Module) -> nn.Module:
+    """The module that compiling or distributing has wrapped, whose names a checkpoint has."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # torch.compile's
+        if inner is None and isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner

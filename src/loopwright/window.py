@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,25 @@ class Window:
         if self._even:  # the sum of equal fractions may miss their product by a bit
             return None if self.full else len(self._entries) / self.size
         return None if self._total == expected else self._total / expected
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window half full; its gradients are with the model."""
+        return {
+            "size": self.size,
+            "finite": self.finite,
+            "entries": [(dict(values), weight) for values, weight in self._entries],
+            "even": self._even,
+            "first": self._first,
+            "total": self._total,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Window:
+        """The window that ``state_dict`` described."""
+        window = cls(state["size"])
+        window.finite, window._entries, window._even = state["finite"], list(state["entries"]), state["even"]
+        window._first, window._total = state["first"], state["total"]
+        return window
 
     def commit(self, averages: Averages) -> Values:
         """Add the window to the epoch's averages; the window's own means, not yet read from the device."""

@@ -1,5 +1,6 @@
 """The callbacks that come with loopwright."""
 
+from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.csv_logger import CSVLogger
 from loopwright.callbacks.early_stopping import EarlyStopping
 from loopwright.callbacks.learning_rate_monitor import LearningRateMonitor
@@ -7,4 +8,12 @@ from loopwright.callbacks.progress_bar import ProgressBar
 from loopwright.callbacks.tensorboard_logger import TensorBoardLogger
 from loopwright.logger import Logger
 
-__all__ = ["CSVLogger", "EarlyStopping", "LearningRateMonitor", "Logger", "ProgressBar", "TensorBoardLogger"]
+__all__ = [
+    "CSVLogger",
+    "Checkpoint",
+    "EarlyStopping",
+    "LearningRateMonitor",
+    "Logger",
+    "ProgressBar",
+    "TensorBoardLogger",
+]

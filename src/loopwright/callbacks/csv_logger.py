@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
 from loopwright.errors import ConfigError
+from loopwright.forms import Count, check_form
 from loopwright.logger import Logger, numbered
 from loopwright.schedule import Every
 from loopwright.state import check_name
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 _BUFFERED = 1.0  # seconds that rows may wait in memory: with a row a step, handing on each would cost more than it
 
 logger: logging.Logger = logging.getLogger("loopwright")
+
+
+class _Saved(TypedDict):
+    written: Count
+    begun: bool
+    names: list[str]
+    rows: Count
+    epoch: Count
+    step: Count
+    values: dict[str, float]
 
 
 class CSVLogger(Logger):
@@ -142,6 +153,7 @@ class CSVLogger(Logger):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the rows of which ``state_dict`` told; what was written later is cut off."""
+        check_form(state, _Saved)
         super().load_state_dict(state)
         self._names = [check_name(name) for name in state["names"]]
         self._rows, self._epoch, self._step = state["rows"], state["epoch"], state["step"]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError
+from loopwright.forms import Count, check_form
 from loopwright.monitor import Mode, Monitor, check_validated
 from loopwright.schedule import check_count
 from loopwright.weights import snapshot
 
 if TYPE_CHECKING:
     from loopwright.state import State
+
+
+class _Saved(TypedDict):
+    monitor: dict[str, Any]
+    waited: Count
+    best_epoch: Count | None
+    best_weights: dict[str, Any] | None
 
 
 class EarlyStopping(Callback[Any]):
@@ -110,6 +118,7 @@ class EarlyStopping(Callback[Any]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
+        check_form(state, _Saved)
         self._monitor.load_state_dict(state["monitor"])
         self.waited = state["waited"]
         self.best_epoch = state["best_epoch"]

@@ -7,13 +7,15 @@ import os
 import time
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
 
 from loopwright.errors import ConfigError
+from loopwright.forms import Count, check_form
 from loopwright.logger import Logger, numbered
 from loopwright.schedule import Every
+from loopwright.state import check_name
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -24,6 +26,14 @@ _EVENTS = "events.out.tfevents.*"  # the names that TensorBoard looks for
 _HPARAMS = ".hparams"  # how the names of the files with hyperparameters end
 
 logger: logging.Logger = logging.getLogger("loopwright")
+
+
+class _Saved(TypedDict):
+    written: Count
+    begun: bool
+    step: Count
+    values: dict[str, float]
+    shown: list[str]
 
 
 class TensorBoardLogger(Logger):
@@ -119,6 +129,9 @@ class TensorBoardLogger(Logger):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the record of which ``state_dict`` told; what was written later is disowned."""
+        check_form(state, _Saved)
+        for name in {*state["values"], *state["shown"]} - {"epoch"}:
+            check_name(name)
         super().load_state_dict(state)
         self._step, self._values, self._shown = state["step"], dict(state["values"]), set(state["shown"])
 

@@ -1,0 +1,110 @@
+"""The command line: ``python -m loopwright``.
+
+Exit codes: 0, all is well; 1, what was asked about is not in order; 2, the command was not understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from loopwright.checkpoint import MANIFEST, MODEL, Contents, list_checkpoints, read_checkpoint
+from loopwright.errors import CheckpointError
+from loopwright.plain import encode
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m loopwright", description="Tools around loopwright.")
+    commands = parser.add_subparsers(title="commands", required=True)
+    inspect = commands.add_parser(
+        "inspect",
+        help="what is in a checkpoint, every byte verified, nothing of it run",
+        description="Shows what is in a checkpoint, or in each checkpoint of a folder. Every byte is verified, and "
+        "nothing of it is run. Exit codes: 0, all of them are whole; 1, one is not, or there is none; 2, wrong usage.",
+    )
+    inspect.add_argument("path", type=Path, help="a checkpoint's folder, or the folder that holds checkpoints")
+    inspect.add_argument("--json", action="store_true", help="as JSON, one object for each checkpoint")
+    inspect.set_defaults(run=_inspect)
+    options = parser.parse_args(arguments)
+    code: int = options.run(options)
+    return code
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    code = 0
+    for path in _named(options.path):
+        try:
+            found = _summary(path, read_checkpoint(path))
+        except CheckpointError as error:
+            code = 1
+            if options.json:
+                print(json.dumps({"path": str(path), "whole": False, "error": str(error)}))
+            else:
+                print("\n".join(map(_safe, str(error).split("\n"))), file=sys.stderr)
+            continue
+        print(json.dumps(found | {"facts": encode(found["facts"])[0]}) if options.json else _as_text(found))
+    return code
+
+
+def _named(path: Path) -> list[Path]:
+    """The checkpoints meant: the one at ``path``, or those in that folder."""
+    if os.path.lexists(path / MANIFEST):
+        return [path]
+    try:
+        return list_checkpoints(path) or [path]
+    except OSError:  # reading it as a checkpoint will say what is wrong
+        return [path]
+
+
+def _summary(path: Path, contents: Contents) -> dict[str, Any]:
+    state = contents.state if isinstance(contents.state, dict) else {}
+    tensors = {
+        name: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)}
+        for name, t in contents.weights.items()
+    }
+    callbacks = state.get("callbacks")
+    return {
+        "path": str(path),
+        "whole": True,
+        "facts": contents.facts,
+        "parameters": sum(tensor.numel() for tensor in contents.weights.values()),
+        "weights": tensors,
+        "callbacks": sorted(map(str, callbacks)) if isinstance(callbacks, dict) else [],
+        "state tensors": _count(state),
+    }
+
+
+def _count(value: object) -> int:
+    if isinstance(value, Tensor):
+        return 1
+    if isinstance(value, dict):
+        return sum(map(_count, value.values()))
+    return sum(map(_count, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    lines = [f"{_safe(found['path'])}: whole"]
+    lines += [f"  {_safe(name)}: {_safe(value)}" for name, value in found["facts"].items() if value is not None]
+    lines.append(f"  callbacks: {_safe(', '.join(found['callbacks']) or 'none')}")
+    lines.append(f"  tensors beside the weights: {found['state tensors']}")
+    lines.append(f"  {MODEL}: {found['parameters']:,} numbers in {len(found['weights'])} tensors")
+    for name, tensor in found["weights"].items():
+        lines.append(f"    {_safe(name)}  {tensor['dtype']}  {tuple(tensor['shape'])}")
+    return "\n".join(lines)
+
+
+def _safe(text: object) -> str:
+    """The text without what a terminal would obey: names in a checkpoint are anybody's."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The states of torch's own objects: to plain data and back, looked at before they are taken back."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from loopwright.errors import CheckpointError
+from loopwright.forms import alike, check_form
+
+State = dict[str, Any]
+
+
+def plain_state(value: Any) -> Any:
+    """A state of torch's own as plain data: dicts of other classes that are in there become dicts."""
+    if isinstance(value, dict):
+        return {key: plain_state(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain_state(item) for item in value)
+    return value
+
+
+def _like(reference: Any, value: Any) -> Any:
+    """The value with dicts of the class that ``reference`` has in their place: MultiStepLR holds a Counter."""
+    if isinstance(reference, collections.Counter):
+        return collections.Counter(value)
+    if isinstance(value, dict) and isinstance(reference, dict):
+        return {key: _like(reference.get(key), item) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(reference, list) and len(value) == len(reference):
+        return [_like(a, b) for a, b in zip(reference, value, strict=True)]
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------- schedules
+
+
+def check_schedule(scheduler: LRScheduler, saved: Any) -> None:
+    """Raise CheckpointError unless the state could be one of this scheduler."""
+    if type(saved) is not dict:
+        raise _other("schedule", f"its state is of type {type(saved).__name__}")
+    own = scheduler.state_dict()
+    for key, value in saved.items():
+        if type(key) is not str or key == "optimizer" or (key not in own and hasattr(scheduler, key)):
+            raise _other("schedule", f"{str(key)[:40]!r} in its state would take the place of something else")
+        fits = key in own and alike(own[key], value) and (value is not None or own[key] is None)
+        if _is_torchs(scheduler) and not fits:
+            raise _other("schedule", f"{key[:40]!r} in its state does not fit a {type(scheduler).__name__}")
+    if _is_torchs(scheduler) and (missing := own.keys() - saved.keys()):
+        raise _other("schedule", f"{', '.join(sorted(missing))} is missing in its state")
+
+
+def load_schedule(scheduler: LRScheduler, saved: State) -> None:
+    """Give a scheduler its state back."""
+    scheduler.load_state_dict(_like(scheduler.state_dict(), saved))
+
+
+def check_scaler(scaler: torch.amp.GradScaler, saved: Any) -> None:
+    """Raise CheckpointError unless the state could be one of this gradient scaler."""
+    own = scaler.state_dict()
+    if (
+        type(saved) is not dict
+        or saved.keys() != own.keys()
+        or not all(type(saved[key]) in (int, float) and math.isfinite(saved[key]) and saved[key] >= 0 for key in own)
+    ):
+        raise _other("gradient scaler", "its state is not one")
+
+
+# --------------------------------------------------------------------------------------------------- optimizers
+
+
+class _Optimizer(TypedDict):
+    state: dict[int, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
+    """Raise CheckpointError unless the state could be one of this optimizer.
+
+    Its parameter groups must have the sizes and the kinds of settings that these have. What an optimizer of torch's
+    own keeps for each parameter must be what it would make for it afresh, in keys and shapes; that is found out
+    on small copies of the parameters. Another optimizer's is its own affair.
+    """
+    check_form(saved, _Optimizer, "$.optimizer")
+    groups, own_groups = saved["param_groups"], optimizer.param_groups
+    if [group.get("params") for group in groups] != _positions([len(group["params"]) for group in own_groups]):
+        raise _other("optimizer", "its parameter groups have other sizes")
+    parameters = [parameter for group in own_groups for parameter in group["params"]]
+    if not saved["state"].keys() <= set(range(len(parameters))):
+        raise _other("optimizer", f"it keeps something for a parameter that is not one of the {len(parameters)}")
+    for own, theirs in zip(own_groups, groups, strict=True):
+        for key in own.keys() & theirs.keys() - {"params"}:
+            if not alike(own[key], theirs[key]):
+                raise _other("optimizer", f"its setting {key} is of another kind")
+        for key in own.keys() - theirs.keys():
+            if _is_torchs(optimizer) and type(own[key]) not in (bool, type(None)):  # such flags torch adds itself
+                raise _other("optimizer", f"its setting {key} is missing")
+    if isinstance(optimizer, LBFGS):
+        _check_lbfgs(saved["state"], sum(parameter.numel() for parameter in parameters))
+    elif _is_torchs(optimizer):
+        number = 0
+        for own, theirs in zip(own_groups, groups, strict=True):
+            for parameter in own["params"]:
+                if kept := saved["state"].get(number):
+                    _check_kept(optimizer, own, theirs, parameter, kept)
+                number += 1
+
+
+def _positions(sizes: list[int]) -> list[list[int]]:
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _check_kept(optimizer: Optimizer, own: State, theirs: State, parameter: Tensor, kept: State) -> None:
+    sample = _sample(optimizer, own, theirs, parameter)
+    name = type(optimizer).__name__
+    for key, made in sample.items():
+        if key not in kept:
+            if isinstance(optimizer, SGD):
+                continue  # which takes that for a momentum that has yet to begin
+            raise _other("optimizer", f"what it keeps for a parameter lacks the {key} of {name}")
+        value = kept[key]
+        if isinstance(made, Tensor) and made.dim():
+            fits = isinstance(value, Tensor) and value.layout is torch.strided
+            fits = fits and value.is_complex() == made.is_complex()
+            if fits and made.shape == _small(parameter):
+                fits = value.shape == parameter.shape
+            elif fits:
+                fits = _small(value) == made.shape
+        elif made is not None:
+            fits = _finite_number(value) if key == "step" else isinstance(value, (int, float)) or _is_scalar(value)
+        else:
+            fits = value is None or isinstance(value, Tensor)
+        if not fits:
+            raise _other("optimizer", f"the {key} that it keeps for a parameter does not fit {name}")
+
+
+_FAST_PATHS = {"foreach", "fused", "capturable", "differentiable"}
+_SMALL = 3  # entries along each dimension of the copies that are stepped to see what an optimizer keeps
+
+
+def _small(tensor: Tensor) -> torch.Size:
+    return torch.Size([min(size, _SMALL) for size in tensor.shape])
+
+
+def _sample(optimizer: Optimizer, own: State, theirs: State, parameter: Tensor) -> State:
+    """What the optimizer would keep for a parameter like this one, with the settings of the checkpoint."""
+    try:
+        return _stepped(optimizer, own | theirs, parameter)
+    except Exception as error:
+        try:
+            _stepped(optimizer, own, parameter)
+        except Exception:  # this optimizer cannot be tried out like that, whatever the settings
+            return {}
+        raise _other("optimizer", f"{type(optimizer).__name__} fails with its settings: {error}"[:300]) from error
+
+
+def _stepped(optimizer: Optimizer, group: State, parameter: Tensor) -> State:
+    trial = copy.copy(optimizer)  # without the hooks that were put on the other
+    copied = nn.Parameter(torch.zeros(_small(parameter), dtype=parameter.dtype))
+    copied.grad = torch.zeros_like(copied)
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        copied.grad = copied.grad.to_sparse()
+    plain = dict.fromkeys(_FAST_PATHS & group.keys(), False)
+    settings = copy.deepcopy({key: value for key, value in group.items() if key != "params"})
+    kept: collections.defaultdict[Tensor, State] = collections.defaultdict(dict)
+    trial.state, trial.param_groups = kept, [settings | plain | {"params": [copied]}]
+    trial.step()
+    return kept[copied]
+
+
+def _check_lbfgs(state: Mapping[int, State], size: int) -> None:
+    for kept in state.values():
+        begun = kept.get("n_iter", 0)
+        needed = {"d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss"} if begun else set()
+        fits = type(begun) is int and needed <= kept.keys() and all(kept[key] is not None for key in needed)
+        for key, value in kept.items():
+            row = value if type(value) is list else [value]
+            wide = key in ("d", "old_dirs", "old_stps", "prev_flat_grad")
+            fits = fits and (type(value) is list) == (key in ("old_dirs", "old_stps", "ro", "al"))
+            fits = fits and all(
+                item is None or (isinstance(item, Tensor) and item.shape == (size,) if wide else _is_scalar(item))
+                for item in row
+            )
+        if not fits:
+            raise _other("optimizer", "what it keeps does not fit LBFGS")
+
+
+def _is_scalar(value: Any) -> bool:
+    return type(value) in (int, float) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _finite_number(value: Any) -> bool:
+    return _is_scalar(value) and math.isfinite(value) and value >= 0
+
+
+def _is_torchs(instance: object) -> bool:
+    return f"{type(instance).__module__}.".startswith("torch.optim.")
+
+
+def _other(what: str, why: str) -> CheckpointError:
+    return CheckpointError(f"the checkpoint is of another {what}", why=why, fix=f"the {what} that it was saved from")

@@ -1,0 +1,237 @@
+"""What the loop asks of the data: that it can be iterated over, its length, and where it stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Protocol, TypeGuard, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from loopwright.errors import ConfigError, DataError
+from loopwright.randomness import RandomState, generators_of
+from loopwright.schedule import Every, check_count
+from loopwright.state import Plan
+from loopwright.step import describe
+
+T = TypeVar("T")
+
+logger: logging.Logger = logging.getLogger("loopwright")
+
+
+def check_loader(name: str, data: object) -> None:
+    """Raise ConfigError unless ``data`` is something whose items are batches."""
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise ConfigError(
+            f"{name} is a dataset, {type(data).__name__}, and not a loader",
+            why="its items are single samples, not batches",
+            fix=f"DataLoader({name}, batch_size=32, shuffle=True)",
+        )
+    if isinstance(data, (Tensor, str, bytes, Mapping, type)) or not (
+        hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+    ):
+        raise ConfigError(
+            f"{name} is {describe(data)}",
+            why="it must be a loader: an iterable of batches",
+            fix="DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
+        )
+
+
+def length_of(data: object) -> int | None:
+    """The number of batches in one pass, or None where the data does not tell."""
+    try:
+        return len(data)  # type: ignore[arg-type]  # asking is the test
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def no_batches(name: str, data: object) -> DataError:
+    """The error for data that gave no batch, with what explains it."""
+    if isinstance(data, Iterator):
+        return DataError(
+            f"{name} gave no batch",
+            why=f"it is an iterator ({type(data).__name__}), which can be read once, and has been read to its end",
+            fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
+        )
+    dataset = getattr(data, "dataset", None)
+    batch_size, drop_last = getattr(data, "batch_size", None), getattr(data, "drop_last", None)
+    facts = {"dataset size": length_of(dataset), "batch size": batch_size, "drop_last": drop_last}
+    listed = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    too_few = bool(drop_last) and bool(length_of(dataset))
+    return DataError(
+        f"{name} gave no batch" + (f": {listed}" if listed else f": it is {describe(data)}"),
+        why="drop_last=True drops a batch that is not full, and there is no full one" if too_few else "it is empty",
+        fix="a smaller batch_size, or drop_last=False" if too_few else "check the dataset and how it is filtered",
+    )
+
+
+def plan_fit(
+    train: object, val: object, epochs: int | None, steps: int | None, validate: Every, *, accumulate: int
+) -> Plan:
+    """The plan of a fit, from its arguments.
+
+    Raises:
+        ConfigError: There is no target, or the data is no loader.
+        DataError: The data is empty, and says so.
+    """
+    if epochs is None and steps is None:
+        raise ConfigError("fit has no target", fix="fit(train, epochs=10), or steps=1000")
+    for name, target in (("epochs", epochs), ("steps", steps)):
+        if target is not None:
+            check_count(name, target)
+    if not isinstance(validate, Every):
+        raise ConfigError(f"validate is {validate!r}", fix="validate=Every(steps=100), or Every(epochs=1)")
+    check_loader("train", train)
+    if length_of(train) == 0:
+        raise no_batches("the training data", train)
+    if val is None:
+        return Plan(epochs, steps, length_of(train), accumulate=accumulate)
+    check_loader("val", val)
+    if length_of(val) == 0:
+        raise no_batches("the validation data", val)
+    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate)
+
+
+class EpochData:
+    """One run's place in its training data: an epoch that was left can be gone on with, exactly.
+
+    The sample order is the loader's own. To find it again, the random generators are put back to where they
+    were when the epoch began, the loader is iterated anew, and the batches that are done are passed over;
+    then the generators return to where they are now. A loader that keeps its own place, with ``state_dict``
+    and ``load_state_dict``, is asked for it in place of all that.
+    """
+
+    def __init__(self) -> None:
+        self._loader: object = None
+        self._val: object = None
+        self._at_start: RandomState | None = None
+        self._place: dict[str, Any] | None = None  # that of a loader which keeps it
+        self._elsewhere = False  # whether the place was taken in another process
+
+    def attend(self, loader: object, val: object) -> None:
+        """Say which loaders they are, before their first batch: their generators belong to the run from here on."""
+        self._loader, self._val = loader, val
+
+    def batches(self, loader: Iterable[T], done: int) -> Iterator[T]:
+        """The epoch's batches from number ``done`` on. Nothing is fetched ahead."""
+        self._loader = loader
+        elsewhere, self._elsewhere = self._elsewhere, False
+        if isinstance(loader, Iterator):
+            # In the process that left it, it is where it was left.
+            return _passed_over(loader, done) if elsewhere and done else loader
+        own = generators_of(loader)
+        if keeps_place(loader):
+            if self._place is None or not (done or elsewhere):
+                return _passed_over(iter(loader), done) if done else iter(loader)
+            loader.load_state_dict(self._place)
+            return iter(loader) if done else _or_next_epoch(loader)
+        if done == 0 or self._at_start is None:
+            self._at_start = RandomState.capture(own)
+            return _passed_over(iter(loader), done) if done else iter(loader)
+        now = RandomState.capture(own)
+        self._at_start.restore(own)
+        try:
+            if not can_skip(loader):
+                return _passed_over(iter(loader), done)
+            rest = _without_fetching(loader, done)
+            next(rest)  # up to the place, with the draws that come before it
+            return rest
+        finally:
+            now.restore(own)
+
+    def leave(self) -> None:
+        """Take down the place of a loader that keeps its own: an epoch is about to be left."""
+        if keeps_place(self._loader) and not self._elsewhere:  # else it has not been told of its place yet
+            self._place = self._loader.state_dict()
+
+    @staticmethod
+    def inexact(loader: object) -> str | None:
+        """Why a place in this loader's data cannot be found again exactly, or None where it can."""
+        if keeps_place(loader) or not isinstance(loader, DataLoader):
+            return None
+        if loader.num_workers and loader.persistent_workers:
+            return "persistent workers go on with randomness of their own"
+        standard = (RandomSampler, SequentialSampler, WeightedRandomSampler, SubsetRandomSampler)
+        if type(loader.sampler) not in standard and not isinstance(loader.dataset, IterableDataset):
+            return f"the sampler {type(loader.sampler).__name__} may keep a state that nobody can ask it for"
+        return None
+
+    def generators(self) -> list[torch.Generator]:
+        """The generators of the loaders in use, those of the training data first."""
+        found = (*generators_of(self._loader), *generators_of(self._val))
+        return list({id(generator): generator for generator in found}.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What finds the place again."""
+        self.leave()
+        return {"at_start": None if self._at_start is None else self._at_start.state_dict(), "place": self._place}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned, in another process."""
+        at_start = state["at_start"]
+        self._at_start = None if at_start is None else RandomState.from_state_dict(at_start)
+        self._place, self._elsewhere = state["place"], True
+
+
+class _KeepsPlace(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+def keeps_place(loader: object) -> TypeGuard[_KeepsPlace]:
+    """Whether a loader knows where it is, as torchdata's and loopwright's own do."""
+    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
+
+
+def _or_next_epoch(loader: Iterable[T]) -> Iterator[T]:
+    """The rest of the epoch that a loader was left in, or, where nothing is left of it, the next one."""
+    empty = True
+    for batch in loader:
+        empty = False
+        yield batch
+    if empty:
+        yield from loader
+
+
+def can_skip(loader: object) -> bool:
+    """Whether a place can be found without fetching what comes before: in a plain DataLoader without workers."""
+    return (
+        type(loader) is DataLoader
+        and loader.num_workers == 0
+        and loader.batch_sampler is not None
+        and not loader.pin_memory
+        and not isinstance(loader.dataset, IterableDataset)
+    )
+
+
+def _without_fetching(loader: Any, done: int) -> Iterator[Any]:
+    """First None, when the place is found, then the batches from there, as the DataLoader makes them."""
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # the base seed that its iterator draws
+    batches = iter(loader.batch_sampler)
+    for _ in islice(batches, done):
+        continue
+    yield None
+    dataset = loader.dataset
+    fetch = getattr(dataset, "__getitems__", None)
+    for indices in batches:
+        yield loader.collate_fn(fetch(indices) if fetch else [dataset[index] for index in indices])
+
+
+def _passed_over(batches: Iterator[T], done: int) -> Iterator[T]:
+    """The iterator after ``done`` batches, which are fetched and dropped, with a line that says so."""
+    logger.info("going through the %d batches of this epoch that are done, to find the place again", done)
+    for _ in islice(batches, done):
+        continue
+    return batches

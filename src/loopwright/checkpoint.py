@@ -1,0 +1,480 @@
+"""Checkpoints on the disk: written whole or not at all, read only where every byte is what was written.
+
+A checkpoint is a folder, ``step-000000120`` for step 120 and ``step-000000120-2`` for a second one at that step::
+
+    model.safetensors   the weights, under the plain module's own names
+    state.safetensors   every other tensor: the optimizer's, the random generators', the callbacks'
+    state.json          everything else, as plain data
+    manifest.json       the format's version, size and SHA-256 of each file; its last line hashes all before it
+
+It appears by a rename, after everything in it is on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import hashlib
+import logging
+import math
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
+
+from torch import Tensor, nn
+
+from loopwright.errors import CheckpointError, LockedError, SaveError
+from loopwright.forms import Count, check_form
+from loopwright.plain import decode, encode, from_json, to_json
+from loopwright.weights import plain_module
+
+FORMAT, VERSION = "loopwright checkpoint", 1
+MODEL, STATE_TENSORS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "manifest.json"
+FILES = (MODEL, STATE_TENSORS, STATE)
+PathLike: TypeAlias = str | os.PathLike[str]
+
+_NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})(?:-([2-9]|[1-9][0-9]{1,8}))?")
+_LEFTOVER = re.compile(rf"\.(?:writing|deleting)-{_NAME.pattern}")
+_MAX_MANIFEST, _MAX_HEADER, _MAX_DIMENSIONS = 2**20, 2**25, 64
+
+logger = logging.getLogger("loopwright")
+
+
+class _Entry(TypedDict):
+    """What a safetensors header says about one tensor."""
+
+    dtype: str
+    shape: list[Count]
+    data_offsets: list[Count]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds.
+
+    Attributes:
+        facts: What the manifest says beside the files: step, epoch, the monitored score.
+        weights: The model's tensors, by the plain module's names, on the CPU.
+        state: Everything else.
+    """
+
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+    state: Any
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is to be saved, copied off the run.
+
+    Attributes:
+        facts: Plain data that can be read without the rest; ``"step"`` names the folder.
+        weights: The model's tensors, by the plain module's names.
+        tree: Everything else, as ``plain.encode`` gives it.
+        tensors: And its tensors.
+    """
+
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+    tree: Any
+    tensors: dict[str, Tensor]
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
+    """Write a checkpoint; when this returns, it is durable.
+
+    Args:
+        folder: Where checkpoints are; it exists.
+        snapshot: What it is to hold.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        SaveError: The system refused to write; older checkpoints are untouched.
+    """
+    files = {
+        MODEL: _tensor_bytes(snapshot.weights),
+        STATE_TENSORS: _tensor_bytes(snapshot.tensors),
+        STATE: to_json(snapshot.tree),
+    }
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "facts": encode(snapshot.facts)[0],
+        "files": {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()},
+    }
+    head = to_json(manifest) + b"\n"
+    files[MANIFEST] = head + _sha256(head).encode() + b"\n"
+    with SaveError.on(folder):
+        target = _free_name(folder, snapshot.facts["step"])
+        _write_folder(folder, target, files)
+    return target
+
+
+def _write_folder(folder: Path, target: Path, files: Mapping[str, bytes]) -> None:
+    writing = folder / f".writing-{target.name}"
+    _remove(writing)
+    try:
+        os.mkdir(writing)
+        for name, data in files.items():  # the manifest is the last
+            _write_file(writing / name, data)
+        sync_folder(writing)
+        os.rename(writing, target)
+    except OSError:
+        with contextlib.suppress(OSError):  # the disk that refused to write may refuse this, too
+            _remove(writing)
+        raise
+    sync_folder(folder)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view[: 2**27]) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    import safetensors.torch  # here: a run that saves nothing does not need it
+
+    # Each gets storage of its own: safetensors refuses tied and strided ones.
+    own = {name: tensor.to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(own)
+    _check_header(data, "the tensors")
+    return data
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _free_name(folder: Path, step: int) -> Path:
+    taken = {path.name for path in folder.iterdir()}
+    name = base = f"step-{step:09d}"
+    number = 2
+    while name in taken:
+        name, number = f"{base}-{number}", number + 1
+    return folder / name
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def read_checkpoint(path: PathLike) -> Contents:
+    """Read a checkpoint, every byte of it verified before it is used.
+
+    Args:
+        path: The checkpoint's folder.
+
+    Raises:
+        CheckpointError: It is missing, incomplete, damaged, of a newer format, or holds what none is written with.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    data = {name: _read_file(folder / name, manifest["files"][name]) for name in FILES}
+    weights, tensors = _read_tensors(data[MODEL], folder / MODEL), _read_tensors(data[STATE_TENSORS], folder)
+    state = decode(from_json(data[STATE]), tensors)
+    return Contents(manifest["facts"], weights, state)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, itself verified, with the folder holding exactly the files that it lists.
+
+    Raises:
+        CheckpointError: It is not so.
+    """
+    try:
+        is_folder = stat.S_ISDIR(os.lstat(folder).st_mode)
+        entries = set(os.listdir(folder)) if is_folder else set()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be read", why=str(error)) from error
+    if not is_folder:
+        raise CheckpointError(f"{folder} is no folder", fix="give a checkpoint's folder, such as step-000000120")
+    if entries != {MANIFEST, *FILES}:
+        wrong = map(ascii, sorted(entries ^ {MANIFEST, *FILES}))
+        raise CheckpointError(
+            f"{folder} does not hold the files of a checkpoint", why=f"missing or not its own: {', '.join(wrong)[:200]}"
+        )
+    data = _read_regular(folder / MANIFEST, _MAX_MANIFEST)
+    head, newline, digest = data[:-1].rpartition(b"\n")
+    if data[-1:] != b"\n" or digest != _sha256(head + newline).encode():
+        raise CheckpointError(f"{folder / MANIFEST} is damaged", why="its last line is not the hash of the others")
+    manifest = from_json(head)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} is no loopwright checkpoint")
+    version = manifest.get("version")
+    if type(version) is not int or version != VERSION:
+        raise CheckpointError(
+            f"{folder} has version {ascii(version)[:20]} of the format",
+            why=f"this loopwright reads version {VERSION}",
+            fix="a newer loopwright",
+        )
+    facts, files = decode(manifest.get("facts"), {}), manifest.get("files")
+    well_formed = isinstance(facts, dict) and isinstance(files, dict) and files.keys() == set(FILES)
+    if files is None or not well_formed or not all(_is_entry(entry) for entry in files.values()):
+        raise CheckpointError(f"{folder / MANIFEST} is not as a manifest is written")
+    return {"facts": facts, "files": files}
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"size", "sha256"}
+        and type(entry["size"]) is int
+        and type(entry["sha256"]) is str
+    )
+
+
+def _read_file(path: Path, entry: Mapping[str, Any]) -> bytes:
+    data = _read_regular(path, entry["size"], exactly=True)
+    if _sha256(data) != entry["sha256"]:
+        raise CheckpointError(f"{path} is damaged", why="its bytes are not those that were written: SHA-256 differs")
+    return data
+
+
+def _read_regular(path: Path, size: int, *, exactly: bool = False) -> bytes:
+    """The bytes of a plain file of at most, or exactly, ``size``: never of a link, a pipe or a device."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path} is no plain file")
+            if status.st_size > size or (exactly and status.st_size != size):
+                raise CheckpointError(
+                    f"{path} is damaged",
+                    why=f"it has {status.st_size} bytes, {'' if exactly else 'at most '}{size} expected",
+                )
+            return file.read(size + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} does not fit into memory", why=f"it has {status.st_size} bytes") from error
+
+
+def _read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, its header checked before anything is allocated for them."""
+    import safetensors.torch
+
+    _check_header(data, path)
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # the library's own, and whatever torch says to shapes and types that cannot be
+        raise CheckpointError(f"{path} is no sound safetensors file", why=ascii(str(error))[1:-1][:200]) from error
+
+
+def _check_header(data: bytes, path: object) -> None:
+    """Refuse a header that is too large, or one of those that the library lets by: a key twice, deep nesting."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
+        raise CheckpointError(f"{path} has a header that does not fit into it")
+    header = from_json(data[8 : 8 + length])
+    check_form(header, dict[str, Any], str(path))
+    check_form(header.pop("__metadata__", {}), dict[str, str], str(path))
+    check_form(header, dict[str, _Entry], str(path))
+    if any(len(entry["shape"]) > _MAX_DIMENSIONS for entry in header.values()):
+        raise CheckpointError(f"{path} has a tensor of more than {_MAX_DIMENSIONS} dimensions")
+
+
+# --------------------------------------------------------------------------------------------------- the folder
+
+
+def list_checkpoints(folder: PathLike) -> list[Path]:
+    """The checkpoints in a folder by name alone, oldest first: nothing in them has been verified."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for entry in os.scandir(folder):
+            match = _NAME.fullmatch(entry.name)
+            if match and entry.is_dir(follow_symlinks=False):
+                found.append((int(match[1]), int(match[2] or 1), Path(folder) / entry.name))
+    return [path for _, _, path in sorted(found)]
+
+
+def latest_checkpoint(folder: PathLike) -> Path | None:
+    """The newest checkpoint in a folder that is whole, or None. Damaged ones are passed over with a warning.
+
+    Args:
+        folder: The folder that ``Checkpoint`` was given.
+
+    Returns:
+        The path of the checkpoint's own folder.
+
+    Example:
+        >>> latest_checkpoint("runs/none") is None
+        True
+    """
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("checkpoint refused: %s", error)
+        else:
+            return path
+    return None
+
+
+def best_checkpoint(folder: PathLike) -> Path | None:
+    """The checkpoint with the best monitored score in a folder, or None where none has one.
+
+    Args:
+        folder: The folder that ``Checkpoint(folder, monitor=..., mode=...)`` was given.
+
+    Example:
+        >>> best_checkpoint("runs/none") is None
+        True
+    """
+    best: tuple[float, Path] | None = None
+    for path in list_checkpoints(folder):
+        try:
+            facts = read_manifest(path)["facts"]
+        except CheckpointError as error:
+            logger.warning("checkpoint refused: %s", error)
+            continue
+        score, sign = facts.get("score"), {"min": -1.0, "max": 1.0}.get(str(facts.get("mode")))
+        if isinstance(score, float) and math.isfinite(score) and sign and (best is None or sign * score > best[0]):
+            best = (sign * score, path)
+    return None if best is None else best[1]
+
+
+def load_weights(path: PathLike, model: nn.Module, *, strict: bool = True) -> None:
+    """Load the weights of a checkpoint into a model, verified.
+
+    Args:
+        path: The checkpoint's folder.
+        model: A module of the same architecture.
+        strict: Whether the names have to be the same; otherwise those that both have are loaded.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or does not fit the model.
+    """
+    folder = Path(path)
+    model = plain_module(model)
+    weights: dict[str, Any] = dict(
+        _read_tensors(_read_file(folder / MODEL, read_manifest(folder)["files"][MODEL]), folder / MODEL)
+    )
+    if model.state_dict().keys() - weights.keys():  # what safetensors cannot hold is with the rest of the state
+        state = read_checkpoint(folder).state
+        extra = state.get("model", {}).get("extra") if isinstance(state, dict) else None
+        weights |= extra if isinstance(extra, dict) else {}
+    before = {
+        name: value.to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
+    try:
+        model.load_state_dict(weights, strict=strict)
+    except Exception as error:  # torch's, about names and shapes, or what a module of the user's own raises
+        model.load_state_dict(before)  # torch has loaded what did fit
+        raise CheckpointError(
+            f"the weights in {folder} do not fit this {type(model).__name__}", why=str(error)
+        ) from error
+
+
+def prune(folder: Path, keep: int, best: Path | None) -> list[Path]:
+    """Remove all but the newest ``keep`` checkpoints and the best.
+
+    Returns:
+        Those that were left alone, because there is something in them that no checkpoint has.
+    """
+    strange = []
+    for path in list_checkpoints(folder)[:-keep]:
+        if path == best:
+            continue
+        if not set(os.listdir(path)) <= {MANIFEST, *FILES}:
+            strange.append(path)
+            continue
+        doomed = folder / f".deleting-{path.name}"
+        _remove(doomed)
+        os.rename(path, doomed)  # gone at once: a half-deleted one is never taken for a checkpoint
+        _remove(doomed)
+    return strange
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written or half deleted. The folder's lock is held."""
+    for entry in list(os.scandir(folder)):
+        if _LEFTOVER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            _remove(Path(entry.path))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of a checkpoint's files; nothing else that is in it, and nothing behind a link."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        for name in {MANIFEST, *FILES} & set(os.listdir(descriptor)):
+            os.unlink(name, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+    os.rmdir(folder)
+
+
+# ------------------------------------------------------------------------------------------------------ the lock
+
+
+class FolderLock:
+    """The right to write into a checkpoint folder: one process at a time, gone with the process.
+
+    A forked child, such as a loader's worker, closes its copy at once, so that it cannot outlive the owner's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import fcntl
+
+        with SaveError.on(folder):
+            self._descriptor: int | None = os.open(
+                folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+            )
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise SaveError.of(error, folder) from error
+            raise LockedError(
+                f"{folder} is in use by another process",
+                why="two runs that save into one folder would take each other's checkpoints for their own",
+                fix="another folder, or wait until that process has ended",
+            ) from None
+        _held.add(self)
+
+    def release(self) -> None:
+        """Let go of the folder."""
+        _held.discard(self)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+_held: set[FolderLock] = set()
+
+
+def _release_in_child() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)

@@ -1,0 +1,141 @@
+"""Saving while the training goes on: the copy is made in the loop, hashing and writing in the background."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from loopwright.checkpoint import (
+    FolderLock,
+    Snapshot,
+    best_checkpoint,
+    clear_leftovers,
+    list_checkpoints,
+    prune,
+    read_manifest,
+    sync_folder,
+    write_checkpoint,
+)
+from loopwright.errors import SaveError
+
+logger = logging.getLogger("loopwright")
+
+
+class Saver:
+    """Writes checkpoints into one folder, one after the other, in a thread of its own.
+
+    Args:
+        folder: Made where it is missing, and locked against other processes.
+        keep: How many of the newest to keep.
+
+    Raises:
+        LockedError: Another process writes into the folder.
+        SaveError: The folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._keep = keep
+        self.folder = _made(folder)
+        self._lock = FolderLock(self.folder)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._best: tuple[float, Path] | None = None
+        self._strange: set[Path] = set()  # not removed, and said so
+        self.place: tuple[object, ...] | None = None  # where the run was at its last save
+
+    def begin(self, kept: Sequence[Path], mode: str | None) -> None:
+        """Begin or go on: what the folder holds but these checkpoints is set aside, under a numbered name.
+
+        Args:
+            kept: The checkpoints of the run that goes on.
+            mode: Whether the best is that with the smallest score, ``"min"``, or the largest.
+        """
+        with SaveError.on(self.folder):
+            clear_leftovers(self.folder)
+            others = [path for path in list_checkpoints(self.folder) if path not in kept]
+            if others:
+                aside = _numbered(self.folder)
+                aside.mkdir()
+                for path in others:
+                    path.rename(aside / path.name)
+                sync_folder(aside)
+                sync_folder(self.folder)
+                logger.info("%d checkpoints that are not of this run are in %s now", len(others), aside)
+        self._best = None
+        if mode is not None and (best := best_checkpoint(self.folder)) is not None:
+            self._best = (read_manifest(best)["facts"]["score"], best)
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Save a snapshot in the background. Waits for the save before, if it is not done.
+
+        Raises:
+            SaveError: That one has failed.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="loopwright-save")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the error of a save in the background, if there was one."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Return when the newest save is durable.
+
+        Raises:
+            SaveError: It has failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def close(self) -> None:
+        """Finish what is being written, and let go of the folder."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:  # another error is on its way, so that nobody asked for this one
+            logger.error("%s", self._error)
+            self._error = None
+        self._lock.release()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            path = write_checkpoint(self.folder, snapshot)
+            logger.debug("saved %s", path)
+            score, sign = snapshot.facts["score"], -1.0 if snapshot.facts["mode"] == "min" else 1.0
+            if score is not None and (self._best is None or sign * score > sign * self._best[0]):
+                self._best = (score, path)
+            with SaveError.on(self.folder):
+                strange = prune(self.folder, self._keep, None if self._best is None else self._best[1])
+            for found in strange:
+                if found not in self._strange:
+                    self._strange.add(found)
+                    logger.warning("%s is not removed: there is something in it that no checkpoint has", found)
+        except BaseException as error:  # whatever it is, the loop gets it at its next step
+            self._error = error
+
+
+def _made(folder: Path) -> Path:
+    """The folder, made with its parents, each of them durable."""
+    with SaveError.on(folder):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            sync_folder(path.parent)
+        if not folder.is_dir():
+            raise NotADirectoryError(20, "Not a directory", str(folder))
+    return folder
+
+
+def _numbered(folder: Path) -> Path:
+    number = 1
+    while os.path.lexists(folder / f"previous-{number}"):
+        number += 1
+    return folder / f"previous-{number}"

@@ -1,0 +1,263 @@
+"""Saving and resuming, as the loop does it for the Checkpoints in its list."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
+
+import torch
+
+from loopwright.batches import EpochData
+from loopwright.callbacks.checkpoint import Checkpoint
+from loopwright.checkpoint import Contents, Snapshot, list_checkpoints, read_checkpoint
+from loopwright.errors import CheckpointError, ConfigError
+from loopwright.guard import Guard
+from loopwright.plain import encode
+from loopwright.randomness import RandomState
+from loopwright.run import Run
+from loopwright.saver import Saver
+from loopwright.signals import Signals
+
+T = TypeVar("T")
+
+logger: logging.Logger = logging.getLogger("loopwright")
+
+
+class Saving:
+    """One fit's checkpoints: their folders, locked; what is due to be saved; and the signals that ask for it.
+
+    Args:
+        run: What is saved.
+        checkpoints: Where and when.
+        guard: Looks at the parameters before each save.
+        checked: Whether it does: what is saved unchecked is never the best.
+    """
+
+    def __init__(self, run: Run, checkpoints: Sequence[Checkpoint], guard: Guard, *, checked: bool) -> None:
+        self._run, self._checkpoints, self._guard, self._checked = run, checkpoints, guard, checked
+        self._savers: list[Saver] = []
+        self._signals = Signals()
+
+    def __enter__(self) -> Self:
+        try:
+            for checkpoint in self._checkpoints:
+                self._savers.append(Saver(checkpoint.folder, checkpoint.keep))  # one by one: each holds a lock
+            if self._checkpoints:
+                self._signals.__enter__()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._signals.__exit__(kind, error, trace)
+        self._close()
+        if error is None and self.asked:  # after the last batch, so that all is saved already
+            self._leave()
+
+    def _close(self) -> None:
+        for saver in self._savers:
+            saver.close()
+
+    def begin(self, resume: str | os.PathLike[str] | None, train: object, val: object) -> bool:
+        """Begin a fresh run, go on with the one in this process, or restore one from its checkpoint.
+
+        Returns:
+            Whether one was restored.
+
+        Raises:
+            CheckpointError: There are checkpoints and none can be used, or the one named cannot.
+            ConfigError: ``"auto"`` without exactly one Checkpoint.
+        """
+        fresh = self._run.state.progress.fresh
+        path: Path | None = None
+        refused: list[Path] = []
+        if resume == "auto":
+            if len(self._checkpoints) != 1:
+                raise ConfigError(
+                    f'resume="auto" with {len(self._checkpoints)} Checkpoints in the list',
+                    why="it takes the newest checkpoint from the folder of the only one",
+                    fix='callbacks=[Checkpoint("runs/line/checkpoints")], or resume= the path of one checkpoint',
+                )
+            if fresh:
+                path, contents, refused = _newest(self._checkpoints[0].folder)
+        elif resume is not None:
+            path = Path(resume).absolute()
+            contents = read_checkpoint(path)
+            path = self._listed(path)
+        self._run.data.attend(train, val)
+        if path is not None:
+            self._restore(path, contents, refused, train)
+        for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
+            kept = list_checkpoints(checkpoint.folder) if not fresh and resume is None else []
+            if path in (found := list_checkpoints(checkpoint.folder)):
+                kept = [other for other in found[: found.index(path) + 1] if other not in refused]
+            elif resume == "auto" and not fresh:
+                kept = list_checkpoints(checkpoint.folder)
+            saver.begin(kept, checkpoint.mode)
+        return path is not None
+
+    def _listed(self, path: Path) -> Path:
+        """The path as it is listed in a folder of ours, whatever links and detours it was given by."""
+        listed = (own for checkpoint in self._checkpoints for own in list_checkpoints(checkpoint.folder))
+        return next((own for own in listed if own.samefile(path)), path)
+
+    def _restore(self, path: Path, contents: Contents, refused: Sequence[Path], train: object) -> None:
+        run = self._run
+        run.load_state_dict(contents.weights, contents.state, train)
+        RandomState.from_state_dict(contents.state["random"]).restore(run.data.generators())
+        for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
+            if path in list_checkpoints(checkpoint.folder):
+                saver.place = self._place()
+        there, here = contents.state["callbacks"].keys(), run.callbacks.keys()
+        progress = run.state.progress
+        sentences = [
+            f"resumed from {path}: epoch {progress.epoch + 1} after {progress.batch} batches, step {progress.step}",
+            "restored are the model, the optimizer, "
+            + ("the schedule, " if run.schedule is not None else "")
+            + "the random generators, the place in the data, the metrics and the history, and the callbacks "
+            + (", ".join(sorted(there & here)) or "(none)"),
+        ]
+        if here - there:
+            sentences.append(f"not in the checkpoint, and so as new: {', '.join(sorted(here - there))}")
+        if there - here:
+            sentences.append(f"in the checkpoint, but not in the list of callbacks: {', '.join(sorted(there - here))}")
+        if (why := EpochData.inexact(train)) and progress.batch:
+            sentences.append(f"not exact: {why}")
+        cuda = len(contents.state["random"]["torch_cuda"])
+        if cuda > (devices := torch.cuda.device_count()):
+            sentences.append(f"not exact: it was saved with {cuda} CUDA devices, and here there are {devices}")
+        if refused:
+            sentences.append(f"refused were {', '.join(other.name for other in refused)}")
+        if (saved_by := contents.facts.get("torch")) != torch.__version__:
+            sentences.append(f"it was saved with torch {saved_by}, and this is {torch.__version__}: bits may differ")
+        logger.info("%s", "; ".join(sentences))
+
+    def rehearse(self) -> None:
+        """Find before the first step what could not be saved after it.
+
+        Raises:
+            CheckpointError: Something cannot, naming its path.
+        """
+        if self._savers:
+            encode(self._run.state_dict())
+
+    def at_step(self) -> None:
+        """Save where this optimizer step is due."""
+        for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
+            saver.check()
+            if checkpoint.every.due_at_step(self._run.state.progress):
+                self._save(checkpoint, saver)
+
+    def at_epoch(self) -> None:
+        """Save where this epoch is due."""
+        for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
+            if checkpoint.every.due_at_epoch(self._run.state.progress.epoch):
+                self._save(checkpoint, saver)
+
+    def at_end(self) -> None:
+        """Save what has changed since the last time; return when all of it is durable."""
+        for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
+            if saver.place != self._place():
+                self._save(checkpoint, saver)
+            saver.wait()
+
+    def random_state(self) -> RandomState | None:
+        """The generators before a validation that a signal may cut short, where anything is saved at all."""
+        return RandomState.capture(self._run.data.generators()) if self._savers else None
+
+    def give_up(self, before: RandomState | None) -> NoReturn:
+        """Obey in the midst of a validation: ``before`` is where the resume will begin it anew."""
+        assert before is not None
+        before.restore(self._run.data.generators())
+        self.obey()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has asked for the run to save itself and end."""
+        return self._signals.asked is not None
+
+    def until_asked(self, batches: Iterable[T]) -> Iterable[T]:
+        """The batches; their loader's failure is their end where a signal has asked for a stop.
+
+        A signal to the whole process group reaches the loader's workers, too, and they do not survive it.
+        """
+        return self._until_asked(batches) if self._savers else batches
+
+    def _until_asked(self, batches: Iterable[T]) -> Iterator[T]:
+        watched = False
+        try:
+            for batch in batches:
+                if not watched:
+                    self._signals.watch_workers()
+                    watched = True
+                yield batch
+        except Exception:
+            if not self._signals.soon():
+                raise
+
+    def heed(self) -> None:
+        """Obey, if there is something to."""
+        if self.asked:
+            self.obey()
+
+    def obey(self) -> NoReturn:
+        """Save, and end as the signal has asked."""
+        self.at_end()
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        if self._signals.asked is signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    def _save(self, checkpoint: Checkpoint, saver: Saver) -> None:
+        run, progress = self._run, self._run.state.progress
+        self._guard.look(run.state)
+        self._guard.parameters(run.state.model)
+        tree, tensors = encode(run.state_dict())
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        facts: dict[str, Any] = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "batch": progress.batch,
+            "samples": progress.samples,
+            "monitor": checkpoint.monitor,
+            "mode": checkpoint.mode,
+            "score": checkpoint.score(progress.step) if self._checked else None,
+            "checked": self._checked,
+            "torch": str(torch.__version__),
+        }
+        saver.save(Snapshot(facts, run.weights(), tree, copies))
+        saver.place = self._place()
+
+    def _place(self) -> tuple[object, ...]:
+        progress = self._run.state.progress
+        return progress.epoch, progress.batch, progress.step, progress.skipped, self._run.epoch_over
+
+
+def _newest(folder: Path) -> tuple[Path | None, Contents, list[Path]]:
+    """The newest checkpoint that is whole, what it holds, and the newer ones that were refused."""
+    refused: list[Path] = []
+    reasons: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return path, read_checkpoint(path), refused
+        except CheckpointError as error:
+            logger.warning("checkpoint refused: %s", error)
+            refused.append(path)
+            reasons.append(error.what)
+    if refused:
+        raise CheckpointError(
+            f"none of the {len(refused)} checkpoints in {folder} can be used",
+            why="; ".join(reasons)[:500],
+            fix="restore one from a backup, or start afresh with resume=None, which sets them aside",
+        )
+    return None, Contents({}, {}, {}), refused

@@ -1,0 +1,84 @@
+"""SIGTERM and Ctrl-C, taken note of while a run can save itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_ASKED = (signal.SIGTERM, signal.SIGINT)
+_ON_ITS_WAY = 0.2  # seconds within which a signal to a whole group reaches this process, too
+
+
+class Signals:
+    """Takes note of a first SIGTERM or Ctrl-C, for the loop to act on after the batch in hand.
+
+    A second Ctrl-C is out at once. Handlers are installed in the main thread only, call the ones that were there,
+    never act in forked children such as a loader's workers, and are put back at the end. A signal to the whole
+    process group kills a loader's workers too; what is raised about their death is held back where a stop is asked
+    for.
+
+    Attributes:
+        asked: The signal that asked for a stop, or None.
+    """
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._owner = os.getpid()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _ASKED:
+                before = signal.getsignal(number)
+                if before is not None:  # None: it was installed by other than python, and could not be put back
+                    self._before[number] = before
+                    signal.signal(number, self._ask)
+        return self
+
+    def watch_workers(self) -> None:
+        """Come before the handler with which torch raises a worker's death, now that it is there."""
+        if self._before and callable(before := signal.getsignal(signal.SIGCHLD)) and before != self._child:
+            self._before[signal.SIGCHLD] = before
+            signal.signal(signal.SIGCHLD, self._child)
+
+    def soon(self) -> bool:
+        """Whether a stop has been asked for, or is within the moment in which a signal reaches a whole group."""
+        end = time.monotonic() + _ON_ITS_WAY
+        while self._before and self.asked is None and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.asked is not None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            if number == signal.SIGTERM:  # a worker that is told to end does so
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return  # Ctrl-C: the parent finishes its batch, and ends its workers itself
+        if self.asked is not None and number == signal.SIGINT:
+            signal.signal(number, self._before[signal.SIGINT])
+            raise KeyboardInterrupt
+        if self.asked is None:
+            self.asked = signal.Signals(number)
+        before = self._before.get(signal.Signals(number))
+        if callable(before) and before is not signal.default_int_handler:
+            before(number, frame)
+
+    def _child(self, number: int, frame: FrameType | None) -> None:
+        before = self._before.get(signal.SIGCHLD)
+        if self.asked is None and callable(before):
+            try:
+                before(number, frame)
+            except RuntimeError:
+                if os.getpid() != self._owner or not self.soon():
+                    raise

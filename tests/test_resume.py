@@ -1,0 +1,511 @@
+"""R4, R6, R7, R8, R11, R12, C14: a run that was left goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+import kill_runs
+from broken_runs import Case, Interrupt, Interrupted, broken, build, dataset, differences, fit, left_behind, unbroken
+from faults_table import Figures
+from helpers import At, Unsized, line_trainer, some_batches, weights_of
+from loopwright import Callback, Every, State, best_checkpoint, latest_checkpoint
+from loopwright.callbacks import Checkpoint, EarlyStopping
+from loopwright.checkpoint import list_checkpoints, read_checkpoint
+from loopwright.data import Loader
+from loopwright.errors import CheckpointError, ConfigError
+from loopwright.testing import HookRecorder
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    samples, batch_size = draw(st.integers(1, 11)), draw(st.integers(1, 5))
+    drop_last = draw(st.booleans())
+    assume(not drop_last or samples >= batch_size)
+    cadence = st.one_of(
+        st.builds(lambda n: Every(steps=n), st.integers(1, 5)), st.builds(lambda n: Every(epochs=n), st.integers(1, 2))
+    )
+    epochs = draw(st.one_of(st.none(), st.integers(1, 4)))
+    steps = draw(st.integers(1, 12)) if epochs is None else draw(st.one_of(st.none(), st.integers(1, 12)))
+    return Case(
+        samples=samples,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        accumulate=draw(st.integers(1, 4)),
+        save=draw(cadence),
+        validate=draw(st.one_of(st.none(), cadence)),
+        epochs=epochs,
+        steps=steps,
+        keep=draw(st.integers(1, 3)),
+        patience=draw(st.one_of(st.none(), st.integers(1, 3))),
+        each=draw(st.sampled_from(["step", "epoch"])),
+        log=draw(cadence),
+    )
+
+
+def check_any_resume_point(count: int) -> int:
+    """Run that many cases; how many there were."""
+    done = 0
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(cases(), st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4))
+    def check(case: Case, where: list[float]) -> None:
+        nonlocal done
+        with tempfile.TemporaryDirectory() as folder:
+            one, other = Path(folder) / "unbroken", Path(folder) / "broken"
+            expected, calls = unbroken(case, one)
+            interruptions = [1 + int(calls * share) for share in where]
+            found = broken(case, other, interruptions)
+        assert differences(expected, found) == [], interruptions
+        done += 1
+
+    check()
+    return done
+
+
+@pytest.mark.parametrize("count", [pytest.param(25, id="25"), pytest.param(500, id="500", marks=pytest.mark.faults)])
+def test_wherever_a_run_breaks_off_it_ends_as_the_unbroken_one(figures: Figures, count: int) -> None:
+    assert check_any_resume_point(count) >= count
+    figures("breaks off in any hook, any settings, up to 4 times", count, 0)
+
+
+class Counting(TensorDataset):
+    """Counts the samples that are fetched."""
+
+    fetched = 0
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
+        self.fetched += 1
+        return tuple(tensor[index] for tensor in self.tensors)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(8)
+
+
+class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+    """Samples with noise, one after the other, in one process."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in (dataset(17)[i] for i in range(17)):
+            yield x + torch.randn(3) + np.random.rand(), y
+
+
+class Noisy(Unsized):
+    """Batches in a new order each time, by python's generator."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from random.sample(self.batches, len(self.batches))
+
+
+class Remembering:
+    """A loader that keeps its own place, as torchdata's does: a state with which the same epoch goes on."""
+
+    def __init__(self) -> None:
+        self.batches, self.given = some_batches(6, 3), 0
+        self.resumed = False
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.resumed:
+            self.given = 0
+        self.resumed = False
+        while self.given < 6:
+            self.given += 1
+            yield self.batches[self.given - 1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.given, self.resumed = state["given"], True
+
+
+LOADERS: dict[str, Callable[[], Iterable[Any]]] = {
+    "shuffled": lambda: DataLoader(dataset(17), 3, shuffle=True),
+    "in order": lambda: DataLoader(dataset(17), 3),
+    "a generator of its own": lambda: DataLoader(dataset(17), 3, shuffle=True, generator=_generator()),
+    "a sampler with a generator": lambda: DataLoader(
+        dataset(17), 3, sampler=RandomSampler(range(17), generator=_generator())
+    ),
+    "with replacement": lambda: DataLoader(
+        dataset(17), 3, sampler=RandomSampler(range(17), replacement=True, num_samples=40, generator=_generator())
+    ),
+    "weighted": lambda: DataLoader(dataset(17), 3, sampler=WeightedRandomSampler([1.0, 2.0] * 8, 17)),
+    "a subset": lambda: DataLoader(dataset(17), 3, sampler=SubsetRandomSampler(range(3, 17))),
+    "augmented": lambda: kill_runs.augmented(0),
+    "augmented in 2 workers": lambda: kill_runs.augmented(2),
+    "a stream": lambda: DataLoader(Stream(), 3),
+    "a stream in a worker": lambda: DataLoader(Stream(), 3, num_workers=1),
+    "a list": lambda: some_batches(6, 3),
+    "without a length": lambda: Noisy(some_batches(6, 3)),
+    "one that keeps its place": Remembering,
+    "loopwright's": lambda: Loader(kill_runs.Augmented(17), 3, seed=4),
+    "loopwright's with 2 workers": lambda: Loader(kill_runs.Augmented(17), 3, seed=4, workers=2),
+}
+
+
+@pytest.mark.parametrize("save", [Every(steps=1), Every(steps=2), Every(epochs=1)], ids=str)
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("name", LOADERS)
+def test_any_loader_goes_on_where_it_was_left(tmp_path: Path, name: str, accumulate: int, save: Every) -> None:
+    case = Case(train=LOADERS[name], save=save, accumulate=accumulate, epochs=3, log=Every(epochs=1))
+    expected, calls = unbroken(case, tmp_path / "unbroken")
+    places = [calls // 2, calls // 3] if "worker" in name else [calls // 2, 7, calls // 3, calls // 2]
+    assert differences(expected, broken(case, tmp_path / "broken", places)) == []
+
+
+@pytest.mark.parametrize("name", ["shuffled", "a generator of its own", "augmented"])
+def test_validation_data_may_be_drawn_at_random_too(tmp_path: Path, name: str) -> None:
+    case = Case(val=LOADERS[name], validate=Every(steps=2), save=Every(steps=1), epochs=3)
+    expected, calls = unbroken(case, tmp_path / "unbroken")
+    assert differences(expected, broken(case, tmp_path / "broken", [calls // 2, calls // 3, 17])) == []
+
+
+@pytest.mark.parametrize("name", ["a generator of its own", "loopwright's", "one that keeps its place"])
+def test_every_checkpoint_of_a_run_leads_to_its_end(tmp_path: Path, name: str) -> None:
+    # Also one that was written by a run which had itself just been resumed, before its first batch.
+    case = Case(train=LOADERS[name], save=Every(steps=1), keep=99, epochs=2, validate=Every(steps=3))
+    expected, calls = unbroken(case, tmp_path / "whole")
+    for at in (calls // 2, calls // 4):
+        with pytest.raises(Interrupted):
+            fit(build(case, tmp_path / "broken", at), case)
+    for path in list_checkpoints(tmp_path / "broken" / "checkpoints"):
+        folder = tmp_path / path.name
+        shutil.copytree(tmp_path / "broken", folder)
+        trainer = build(case, folder)
+        result = fit(trainer, case, folder / "checkpoints" / path.name)
+        assert differences(expected, left_behind(trainer, result, folder)) == [], path.name
+
+
+def test_a_plain_loader_finds_its_place_without_fetching_what_comes_before(tmp_path: Path) -> None:
+    data = Counting(*dataset(40).tensors)
+    case = Case(train=lambda: DataLoader(data, 4, shuffle=True), validate=None, epochs=1, save=Every(steps=1))
+    with pytest.raises(Interrupted):
+        fit(build(case, tmp_path, _call_of("on_batch_start", 9)), case)
+    assert data.fetched == 36
+    data.fetched = 0
+    assert fit(build(case, tmp_path), case).progress.samples == 40
+    assert data.fetched == 8, "the two batches that were left"
+
+
+def _call_of(hook: str, number: int) -> int:
+    """The number of the call of any hook that is this hook's ``number``-th, in one epoch without validation."""
+    within = ["on_batch_start", "on_backward_end", "on_before_step", "on_step_end", "on_batch_end"]
+    return 3 + (number - 1) * len(within) + within.index(hook) + 1
+
+
+@pytest.mark.parametrize("workers", [(0, 2), (2, 0), (1, 2)])
+def test_the_number_of_workers_of_loopwrights_loader_may_change(tmp_path: Path, workers: tuple[int, int]) -> None:
+    count = workers[0]
+    case = Case(train=lambda: Loader(kill_runs.Augmented(17), 3, seed=4, workers=count), save=Every(steps=1), epochs=2)
+    expected, calls = unbroken(case, tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        fit(build(case, tmp_path / "broken", calls // 3), case)
+    count = workers[1]
+    assert differences(expected, broken(case, tmp_path / "broken", [])) == []
+
+
+def test_a_loader_that_kept_no_place_before_passes_over_what_is_done(tmp_path: Path) -> None:
+    kinds = [LOADERS["in order"], LOADERS["loopwright's"]]
+    for number, (first, then) in enumerate([kinds, kinds[::-1]]):
+        case = Case(train=first, save=Every(steps=1), epochs=1, validate=None)
+        folder = tmp_path / str(number)
+        with pytest.raises(Interrupted):
+            fit(build(case, folder, _call_of("on_batch_start", 4)), case)
+        result = fit(build(case, folder), dataclasses.replace(case, train=then))
+        assert (result.progress.step, result.progress.samples) == (6, 17)
+
+
+class Holding(Callback[Any]):
+    """Has a state of the test's choice."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.value = state["value"]
+
+
+class Other(Holding):
+    """Another class."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(1.0), {1, 2}, b"bytes", Path("x"), object(), np.zeros(2)],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_saved_is_refused_before_the_first_step_with_its_path(tmp_path: Path, value: Any) -> None:
+    trainer = line_trainer(callbacks=[Holding([{"deep": value}]), Checkpoint(tmp_path)])
+    before = weights_of(trainer)
+    with pytest.raises(CheckpointError, match=r"\$\.callbacks\.Holding\.value\[0\]\.deep"):
+        trainer.fit(some_batches(3), epochs=1)
+    assert trainer.state.progress.batch == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, weights_of(trainer), strict=True))
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_two_callbacks_of_one_class_keep_separate_states(tmp_path: Path) -> None:
+    line_trainer(callbacks=[Holding(1), Holding(2), Checkpoint(tmp_path)]).fit(some_batches(2), epochs=1)
+    found = [Holding(), Holding()]
+    line_trainer(callbacks=[*found, Checkpoint(tmp_path)]).fit(some_batches(2), epochs=2, resume="auto")
+    assert [callback.value for callback in found] == [1, 2]
+
+
+def test_a_resume_says_in_one_record_what_was_restored_and_names_what_was_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line_trainer(callbacks=[Holding(1), Checkpoint(tmp_path)]).fit(some_batches(2), epochs=1)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="loopwright"):
+        line_trainer(callbacks=[Other(1), Checkpoint(tmp_path)]).fit(some_batches(2), epochs=2, resume="auto")
+    (record,) = [record for record in caplog.records if "resumed" in record.message]
+    assert record.levelno == logging.INFO
+    for words in ("step 2", "the model", "the optimizer", "the random generators", "Checkpoint", "as new: Other"):
+        assert words in record.message
+    assert "not in the list of callbacks: Holding" in record.message
+
+
+def _damage(path: Path) -> None:
+    file = path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_refused_with_a_warning_and_the_one_before_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case(validate=None)
+    expected, calls = unbroken(case, tmp_path / "unbroken")
+    folder = tmp_path / "broken"
+    with pytest.raises(Interrupted):
+        fit(build(case, folder, calls - 5), case)
+    older, newer = list_checkpoints(folder / "checkpoints")
+    _damage(newer)
+    with caplog.at_level(logging.INFO, logger="loopwright"):
+        assert differences(expected, broken(case, folder, [])) == []
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert newer.name in warning.message
+    (resumed,) = [record for record in caplog.records if "resumed" in record.message]
+    assert older.name in resumed.message
+    assert f"refused were {newer.name}" in resumed.message
+
+
+def test_with_no_checkpoint_whole_auto_stops_and_changes_nothing(tmp_path: Path) -> None:
+    line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=2)
+    for path in list_checkpoints(tmp_path):
+        _damage(path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=3, resume="auto")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_path_given_by_hand_is_that_checkpoint_or_an_error(tmp_path: Path) -> None:
+    line_trainer(callbacks=[Checkpoint(tmp_path, every=Every(steps=1))]).fit(some_batches(3), epochs=1)
+    *_, path = list_checkpoints(tmp_path)
+    _damage(path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(3), epochs=2, resume=path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(3), epochs=2, resume=tmp_path / "none")
+
+
+@pytest.mark.parametrize("form", ["as it is", "with a detour", "through a link"])
+def test_a_run_rewound_by_a_path_sets_the_later_checkpoints_aside(tmp_path: Path, form: str) -> None:
+    case = Case(keep=9, save=Every(steps=2))
+    expected, _ = unbroken(case, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    parents = {"as it is": folder, "with a detour": folder / ".." / "checkpoints"}
+    path = parents.get(form, tmp_path / "link" / "checkpoints") / "step-000000004"
+    later = {path.name for path in list_checkpoints(folder)} - {"step-000000002", "step-000000004"}
+    trainer = build(case, tmp_path / "run")
+    result = fit(trainer, case, path)
+    assert differences(expected, left_behind(trainer, result, tmp_path / "run")) == []
+    assert {path.name for path in list_checkpoints(folder / "previous-1")} == later
+    assert {"step-000000002", "step-000000004"} < {path.name for path in list_checkpoints(folder)}
+
+
+def test_a_fresh_run_sets_a_used_folder_aside_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=1)
+    names = [path.name for path in list_checkpoints(tmp_path)]
+    with caplog.at_level(logging.INFO, logger="loopwright"):
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=1)
+    for number in (1, 2):
+        assert [path.name for path in list_checkpoints(tmp_path / f"previous-{number}")] == names
+    assert any("previous-2" in record.message for record in caplog.records)
+
+
+def test_auto_starts_afresh_where_there_is_nothing_and_needs_exactly_one_checkpoint(tmp_path: Path) -> None:
+    saves = [Checkpoint(tmp_path / "a"), Checkpoint(tmp_path / "b")]
+    assert line_trainer(callbacks=saves[:1]).fit(some_batches(2), epochs=1, resume="auto").progress.step == 2
+    for callbacks in ([], saves):
+        with pytest.raises(ConfigError, match="Checkpoints in the list"):
+            line_trainer(callbacks=callbacks).fit(some_batches(2), epochs=1, resume="auto")
+
+
+@pytest.mark.parametrize("ending", ["epochs", "steps", "a callback"])
+def test_a_finished_run_returns_at_once_with_what_it_returned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str
+) -> None:
+    case = Case(patience=1 if ending == "a callback" else 50, epochs=60 if ending == "a callback" else 2)
+    case = dataclasses.replace(case, steps=7 if ending == "steps" else None, save=Every(epochs=50))
+    expected, _ = unbroken(case, tmp_path)
+    trainer = build(case, tmp_path)
+    with caplog.at_level(logging.INFO, logger="loopwright"):
+        result = fit(trainer, case)
+    assert differences(expected, left_behind(trainer, result, tmp_path)) == []
+    assert next(c for c in trainer._settings.callbacks if isinstance(c, Interrupt)).calls == []
+    assert any("nothing to train" in record.message for record in caplog.records)
+    assert fit(trainer, case).history == result.history, "also when it is asked once more"
+
+
+def test_a_larger_target_goes_on_with_a_run_that_a_callback_has_stopped(tmp_path: Path) -> None:
+    stop = At(on_step_end=lambda state: state.stop("enough") if state.progress.step == 3 else None)
+    first = line_trainer(callbacks=[stop, Checkpoint(tmp_path)]).fit(some_batches(2), epochs=5)
+    assert (first.stop_reason, first.progress.step) == ("enough", 3)
+    again = line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=5, resume="auto")
+    assert (again.stop_reason, again.progress.step) == ("enough", 3)
+    more = line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=6, resume="auto")
+    assert (more.stop_reason, more.progress.step) == ("epochs", 12)
+
+
+def _scores(path: Path) -> list[float | None]:
+    return [read_checkpoint(checkpoint).facts["score"] for checkpoint in list_checkpoints(path)]
+
+
+def test_the_score_belongs_to_the_weights_it_is_stored_with(tmp_path: Path) -> None:
+    batches, val = some_batches(4), some_batches(2, seed=3)
+    saves = Checkpoint(tmp_path, every=Every(steps=1), monitor="val/loss", mode="min", keep=50)
+    trainer = line_trainer(callbacks=[saves])
+    trainer.fit(batches, val, steps=8, validate=Every(steps=2))
+    found = {read_checkpoint(path).facts["step"]: path for path in list_checkpoints(tmp_path)}
+    assert sorted(found) == list(range(1, 9))
+    for step, path in found.items():
+        contents = read_checkpoint(path)
+        if step % 2:
+            assert contents.facts["score"] is None, "nothing was measured on these weights"
+            continue
+        trainer.state.model.load_state_dict(contents.weights)
+        assert contents.facts["score"] == trainer.evaluate(val)["test/loss"]
+
+
+def test_the_newest_and_the_best_are_kept_also_over_a_resume(tmp_path: Path) -> None:
+    values = iter([5.0, 1.0, 3.0, 2.0, 4.0, 3.5])
+    callbacks: list[Any] = [At(on_epoch_end=lambda state: state.log("score", next(values)))]
+
+    def saves() -> Checkpoint:
+        return Checkpoint(tmp_path, monitor="score", mode="min", keep=1)
+
+    line_trainer(callbacks=[*callbacks, saves()]).fit(some_batches(1), epochs=3)
+    assert _scores(tmp_path) == [1.0, 3.0]
+    line_trainer(callbacks=[*callbacks, saves()]).fit(some_batches(1), epochs=6, resume="auto")
+    assert _scores(tmp_path) == [1.0, 3.5]
+    best = best_checkpoint(tmp_path)
+    assert best is not None
+    assert read_checkpoint(best).facts["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "names"),
+    [(4, ["step-000000002", "step-000000004"]), (5, ["step-000000002", "step-000000004", "step-000000005"])],
+)
+def test_the_end_is_saved_only_where_something_has_changed(tmp_path: Path, steps: int, names: list[str]) -> None:
+    line_trainer(callbacks=[Checkpoint(tmp_path, every=Every(steps=2))]).fit(some_batches(9), steps=steps)
+    assert [path.name for path in list_checkpoints(tmp_path)] == names
+
+
+def test_an_exception_saves_nothing(tmp_path: Path) -> None:
+    case = Case(save=Every(epochs=9))
+    with pytest.raises(Interrupted):
+        fit(build(case, tmp_path, 30), case)
+    assert latest_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_a_validation_that_was_due_when_the_run_was_left_still_makes_its_weights_the_best(tmp_path: Path) -> None:
+    def build_one(*callbacks: Any) -> Any:
+        saves = Checkpoint(tmp_path, every=Every(steps=2), monitor="val/loss", mode="min", keep=9)
+        return line_trainer(callbacks=[saves, *callbacks])
+
+    def ask(state: State, *_: object) -> None:
+        if state.progress.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    val = some_batches(2, seed=3)
+    with pytest.raises(SystemExit):
+        build_one(At(on_eval_batch_end=ask)).fit(some_batches(5), val, steps=3, validate=Every(steps=2))
+    assert _scores(tmp_path) == [None]
+    build_one().fit(some_batches(5), val, steps=3, validate=Every(steps=2), resume="auto")
+    scores = _scores(tmp_path)
+    assert scores[0] is None
+    assert scores[1] is not None, "saved again at its step, with its score"
+
+
+def test_a_model_that_was_stopped_early_holds_its_best_weights_also_when_the_finished_run_is_resumed(
+    tmp_path: Path,
+) -> None:
+    def run() -> tuple[Any, Any]:
+        stopper = EarlyStopping("val/loss", mode="min", patience=2, restore_best=True)
+        trainer = line_trainer(lr=2.0, callbacks=[stopper, Checkpoint(tmp_path)])
+        return trainer, trainer.fit(some_batches(4), some_batches(2, seed=3), epochs=20, resume="auto")
+
+    (first, one), (second, other) = run(), run()
+    assert one.restored_epoch == other.restored_epoch is not None
+    assert one.stop_reason == other.stop_reason
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(first), weights_of(second), strict=True))
+
+
+def test_a_resumed_run_fits_on_in_the_same_process(tmp_path: Path) -> None:
+    case = Case(epochs=2)
+    unbroken(case, tmp_path / "two")
+    trainer = build(case, tmp_path / "two")
+    fit(trainer, dataclasses.replace(case, epochs=3))
+    result = fit(trainer, dataclasses.replace(case, epochs=5))
+    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4, 5]
+    expected, _ = unbroken(dataclasses.replace(case, epochs=5), tmp_path / "five")
+    assert differences(expected, left_behind(trainer, result, tmp_path / "two")) == []
+
+
+def test_a_recorder_of_hooks_sees_a_resumed_run_begin_with_everything_restored(tmp_path: Path) -> None:
+    line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(3), steps=2)
+    recorder = HookRecorder()
+    line_trainer(callbacks=[recorder, Checkpoint(tmp_path)]).fit(some_batches(3), epochs=1, resume="auto")
+    assert recorder.hooks[:4] == ["setup", "on_fit_start", "on_epoch_start", "on_batch_start"]
+    assert recorder.calls[1].progress.step == recorder.calls[1].progress.batch == 2

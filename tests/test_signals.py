@@ -1,0 +1,308 @@
+"""R9, R13, R14: signals, workers that fail, and two processes at one folder."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+import signal_runs
+from broken_runs import Case, broken, build, dataset, differences, fit
+from broken_runs import unbroken as whole_run
+from helpers import At, line_trainer, some_batches
+from loopwright import Every, State, latest_checkpoint
+from loopwright.callbacks import Checkpoint
+from loopwright.checkpoint import FolderLock, list_checkpoints
+from loopwright.errors import LockedError
+from loopwright.testing import HookRecorder
+from nursery import Nursery, nursery, until
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[Nursery]:
+    with nursery() as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_left_as_they_were() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in HANDLED]
+    yield
+    found = [signal.getsignal(number) for number in HANDLED]
+    for number, handler in zip(HANDLED, before, strict=True):
+        signal.signal(number, handler)
+    assert found[:2] == before[:2]
+
+
+@pytest.fixture(scope="module")
+def unbroken(children: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, str]]:
+    found = {}
+    for workers in (0, 2):
+        folder = tmp_path_factory.mktemp("unbroken")
+        assert children.run(signal_runs.whole, str(folder), workers, output=folder / "output.txt") == 0
+        found[workers] = _result(folder)
+    return found
+
+
+def _result(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("stage", ["train", "val"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(("group", "workers"), [(False, 0), (True, 2)], ids=["to the process", "to it and its workers"])
+def test_a_signal_ends_the_run_after_the_batch_in_hand_and_nothing_is_lost(
+    children: Nursery,
+    tmp_path: Path,
+    unbroken: dict[int, dict[str, str]],
+    stage: str,
+    number: signal.Signals,
+    code: int,
+    group: bool,
+    workers: int,
+) -> None:
+    output = tmp_path / "output.txt"
+    pid = children.start(signal_runs.lingers, str(tmp_path), stage, workers, output=output)
+    until(tmp_path / "there")
+    (os.killpg if group else os.kill)(pid, number)
+    (tmp_path / "go").touch()
+    assert children.wait(pid) == code, output.read_text()
+    assert "Traceback" not in output.read_text()
+    saved = latest_checkpoint(tmp_path / "checkpoints")
+    assert saved is not None, "it saved itself"
+    assert children.run(signal_runs.whole, str(tmp_path), workers, output=output) == 0, output.read_text()
+    found = _result(tmp_path)
+    assert [name for name, value in unbroken[workers].items() if found[name] != value] == []
+
+
+def test_a_second_ctrl_c_is_out_at_once(children: Nursery, tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+    pid = children.start(signal_runs.lingers, str(tmp_path), "train", 0, output=output)
+    until(tmp_path / "there")
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGINT)
+    begin = time.monotonic()
+    assert children.wait(pid) == 130, output.read_text()
+    assert time.monotonic() - begin < 30
+    assert list_checkpoints(tmp_path / "checkpoints") == [], "it did not stay to save"
+
+
+def _sends(number: signal.Signals) -> Callable[..., None]:
+    def send(state: State, *_: object) -> None:
+        if state.progress.step in (0, 2):
+            os.kill(os.getpid(), number)
+
+    return send
+
+
+@pytest.mark.parametrize(("number", "ending"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_the_handler_that_was_there_is_called_too_and_is_back_afterwards(
+    tmp_path: Path, number: signal.Signals, ending: type[BaseException]
+) -> None:
+    called: list[int] = []
+
+    def mine(found: int, frame: object) -> None:
+        called.append(found)
+
+    signal.signal(number, mine)
+    trainer = line_trainer(callbacks=[Checkpoint(tmp_path), At(on_batch_end=_sends(number))])
+    try:
+        with pytest.raises(ending) as caught:
+            trainer.fit(some_batches(5), epochs=1)
+        assert signal.getsignal(number) is mine
+    finally:
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+    assert called == [number]
+    assert trainer.state.progress.batch == 2, "the batch in hand was finished, and no other begun"
+    assert not isinstance(caught.value, SystemExit) or caught.value.code == 143
+    saved = latest_checkpoint(tmp_path)
+    assert saved is not None
+    assert saved.name == "step-000000002"
+
+
+def test_a_signal_in_any_hook_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    case = Case(samples=9, batch_size=3, epochs=2, validate=Every(steps=2), save=Every(epochs=5), patience=2)
+    expected, calls = whole_run(case, tmp_path / "unbroken")
+    for at in range(1, calls + 1):
+        folder, count = tmp_path / str(at), 0
+
+        def ask(hook: str, state: State) -> None:
+            nonlocal count
+            count += 1
+            if count == at:  # noqa: B023  # it is called within this turn of the loop alone
+                signal.raise_signal(signal.SIGTERM)
+
+        recorder = HookRecorder()
+        recorder.record = ask  # type: ignore[method-assign]  # one for this run alone
+        with pytest.raises(SystemExit) as caught:
+            fit(build(case, folder, None, recorder), case)
+        assert caught.value.code == 143
+        assert differences(expected, broken(case, folder, [])) == [], f"call {at} of a hook"
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_fit_end"])
+def test_a_signal_before_the_first_batch_or_after_the_last_ends_the_run_as_well(tmp_path: Path, hook: str) -> None:
+    hooks: dict[str, Any] = {hook: _sends(signal.SIGTERM)}
+    trainer = line_trainer(callbacks=[Checkpoint(tmp_path), At(**hooks)])
+    with pytest.raises(SystemExit) as caught:
+        trainer.fit(some_batches(2), epochs=1)
+    assert caught.value.code == 143
+    assert latest_checkpoint(tmp_path) is not None
+
+
+def test_without_a_checkpoint_signals_are_left_alone() -> None:
+    before = [signal.getsignal(number) for number in HANDLED]
+    seen: list[Any] = []
+
+    def look(state: State, *_: object) -> None:
+        seen.extend(signal.getsignal(number) for number in HANDLED)
+
+    line_trainer(callbacks=[At(on_fit_start=look)]).fit(some_batches(2), epochs=1)
+    assert seen == before
+
+
+def test_fit_in_a_thread_saves_and_leaves_the_handlers_alone(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in HANDLED]
+    seen: list[Any] = []
+
+    def look(state: State, *_: object) -> None:
+        seen.extend(signal.getsignal(number) for number in HANDLED)
+
+    trainer = line_trainer(callbacks=[Checkpoint(tmp_path), At(on_batch_end=look)])
+    thread = threading.Thread(target=lambda: trainer.fit(some_batches(1), epochs=1))
+    thread.start()
+    thread.join()
+    assert seen == before
+    assert latest_checkpoint(tmp_path) is not None
+
+
+class Failing(Dataset[tuple[Tensor, Tensor]]):
+    """Fails in a given way when it is asked for its sample number 7."""
+
+    def __init__(self, way: str) -> None:
+        self.way, self.samples = way, dataset(12)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 7:
+            if self.way == "raises":
+                raise ValueError("sample 7 is damaged")
+            assert get_worker_info() is not None, "only a worker may die or hang here"
+            if self.way == "dies":
+                time.sleep(0.5)  # what it has sent before is received: torch raises a death in whatever batch it can
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        x, y = self.samples[index]
+        return x, y
+
+
+@pytest.mark.parametrize("saves", [False, True])
+@pytest.mark.parametrize(
+    ("way", "workers", "kind", "words"),
+    [
+        ("raises", 0, ValueError, "sample 7 is damaged"),
+        ("raises", 1, ValueError, "sample 7 is damaged"),
+        ("dies", 1, RuntimeError, "DataLoader worker"),
+        ("hangs", 1, RuntimeError, "timed out"),
+    ],
+)
+def test_a_loader_that_fails_is_named_with_its_epoch_and_batch(
+    tmp_path: Path, way: str, workers: int, kind: type[Exception], words: str, saves: bool
+) -> None:
+    loader = DataLoader(Failing(way), batch_size=3, num_workers=workers, timeout=1.0 if way == "hangs" else 0)
+    trainer = line_trainer(callbacks=[Checkpoint(tmp_path)] if saves else [])
+    with pytest.raises(kind, match=words) as caught:
+        trainer.fit(loader, epochs=1)
+    assert any("epoch 1, batch 3," in note for note in caught.value.__notes__), caught.value.__notes__
+    assert trainer.state.progress.batch == 2
+
+
+def test_a_second_writer_is_refused_at_once_and_the_first_goes_on(
+    children: Nursery, tmp_path: Path, unbroken: dict[int, dict[str, str]]
+) -> None:
+    first = children.start(signal_runs.lingers, str(tmp_path), "train", 0, output=tmp_path / "first.txt")
+    until(tmp_path / "there")
+    second = children.run(signal_runs.whole, str(tmp_path), 0, output=tmp_path / "second.txt")
+    assert second == 1
+    assert "LockedError: [locked]" in (tmp_path / "second.txt").read_text()
+    (tmp_path / "go").touch()
+    assert children.wait(first) == 0, (tmp_path / "first.txt").read_text()
+    found = _result(tmp_path)
+    assert [name for name, value in unbroken[0].items() if found[name] != value] == []
+
+
+def test_a_run_goes_on_beside_the_workers_that_a_killed_one_has_left(children: Nursery, tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+    first = children.start(signal_runs.stuck, str(tmp_path), 1, output=output)
+    until(tmp_path / "worker")
+    until(tmp_path / "checkpoints" / "step-000000002")
+    os.kill(first, signal.SIGKILL)
+    assert children.wait(first) == -signal.SIGKILL
+    worker = int((tmp_path / "worker").read_text())
+    try:
+        assert children.run(signal_runs.stuck, str(tmp_path), 0, output=output) == 0, output.read_text()
+        os.kill(worker, 0)  # it is still there
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_of_two_folders_of_which_one_is_in_use_neither_stays_locked(tmp_path: Path) -> None:
+    trainer = line_trainer(callbacks=[Checkpoint(tmp_path / "a"), Checkpoint(tmp_path / "b")])
+    (tmp_path / "b").mkdir()
+    lock = FolderLock(tmp_path / "b")
+    with pytest.raises(LockedError):
+        trainer.fit(some_batches(2), epochs=1)
+    lock.release()
+    assert trainer.fit(some_batches(2), epochs=1).progress.step == 2
+
+
+@pytest.mark.parametrize(
+    "hook", ["setup", "on_fit_start", "on_step_end", "on_eval_batch_end", "on_fit_end", "teardown"]
+)
+@pytest.mark.parametrize("error", [ValueError("planted"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+def test_after_an_exception_in_a_hook_descriptors_threads_and_handlers_are_as_before(
+    tmp_path: Path, hook: str, error: BaseException
+) -> None:
+    def fail(state: State, *_: object) -> None:
+        raise error
+
+    def own() -> tuple[Any, ...]:
+        gc.collect()  # what earlier tests have left
+        handlers = [signal.getsignal(number) for number in HANDLED]
+        return len(os.listdir("/dev/fd")), threading.enumerate(), handlers
+
+    hooks: dict[str, Any] = {hook: fail}
+    trainer = line_trainer(callbacks=[Checkpoint(tmp_path, every=Every(steps=1)), At(**hooks)])
+    before = own()
+    with pytest.raises(type(error)) as caught:
+        trainer.fit(some_batches(3), some_batches(2), epochs=2)
+    assert caught.value is error
+    assert own() == before
+
+
+def test_resumes_say_nothing_of_workers_that_end_as_they_should(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = DataLoader(dataset(12), batch_size=3, num_workers=1)
+    with caplog.at_level(logging.WARNING):
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(loader, epochs=1)
+    assert caplog.records == []
+    assert torch.is_grad_enabled()
