@@ -2,8 +2,8 @@
 
 A page is one test. Its blocks marked ``python`` run from top to bottom in one module and one empty working folder, and
 a block marked ``text`` that comes directly after one is what that one prints, all of it; ``...`` there stands for
-anything, and of a number with more than six decimals only the first six are compared. A block without such output has
-to print nothing.
+anything, and a number with more than six decimals may differ by a millionth. A block without such output has to print
+nothing.
 
 A block that includes a file runs as that file if its output is shown; else ``tests/test_examples.py`` is what runs it.
 It begins with ``{ .python``: in a block marked ``python``, ruff would take the line that includes for code.
@@ -18,6 +18,7 @@ import contextlib
 import difflib
 import doctest
 import io
+import math
 import re
 import runpy
 import sys
@@ -79,7 +80,7 @@ def run_page(example: Example) -> str | None:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
                 block.run(example.path, module)
-            if not re.fullmatch(_pattern(block.printed), printed.getvalue(), re.DOTALL):
+            if not _as_shown(block.printed, printed.getvalue()):
                 return f"the block at line {block.line} printed something else:\n" + "\n".join(
                     difflib.unified_diff(
                         block.printed.splitlines(), printed.getvalue().splitlines(), "the page", "the run", lineterm=""
@@ -88,11 +89,19 @@ def run_page(example: Example) -> str | None:
     return None
 
 
-def _pattern(printed: str) -> str:
-    """A regular expression for what the page shows: another processor may round the last digits otherwise."""
-    parts = re.split(r"(\.\.\.|(?<=\.\d{6})\d+)", printed)
-    return "".join(
-        re.escape(part) if index % 2 == 0 else ".*" if part == "..." else r"\d*" for index, part in enumerate(parts)
+def _as_shown(printed: str, found: str) -> bool:
+    """Whether that was printed: another processor may round the last digits otherwise."""
+    long = re.compile(r"(\.\.\.|-?\d+\.\d{7,})")
+    parts = long.split(printed)
+    pattern = "".join(
+        re.escape(part) if index % 2 == 0 else ".*" if part == "..." else r"(-?\d+\.\d+)"
+        for index, part in enumerate(parts)
+    )
+    match = re.fullmatch(pattern, found, re.DOTALL)
+    shown = [float(part) for part in parts[1::2] if part != "..."]
+    return match is not None and all(
+        math.isclose(number, float(other), rel_tol=0, abs_tol=1e-6)
+        for number, other in zip(shown, match.groups(), strict=True)
     )
 
 
@@ -135,11 +144,12 @@ def _names() -> dict[str, Any]:
     from torch.utils.data import DataLoader, TensorDataset
 
     import loopwright.callbacks
+    import loopwright.data
     import loopwright.testing
 
     public = {
         name: getattr(module, name)
-        for module in (loopwright, loopwright.callbacks, loopwright.testing)
+        for module in (loopwright, loopwright.callbacks, loopwright.data, loopwright.testing)
         for name in module.__all__
     }
     model = nn.Linear(3, 1)

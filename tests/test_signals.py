@@ -231,7 +231,9 @@ def test_a_loader_that_fails_is_named_with_its_epoch_and_batch(
     trainer = line_trainer(callbacks=[Checkpoint(tmp_path)] if saves else [])
     with pytest.raises(kind, match=words) as caught:
         trainer.fit(loader, epochs=1)
-    assert any("epoch 1, batch 3," in note for note in caught.value.__notes__), caught.value.__notes__
+    assert any("epoch 1, batch 3 of" in note and "samples 6, 7, 8" in note for note in caught.value.__notes__), (
+        caught.value.__notes__
+    )
     assert trainer.state.progress.batch == 2
 
 

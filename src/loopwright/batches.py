@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -19,6 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from loopwright.data import Loader
 from loopwright.errors import ConfigError, DataError
 from loopwright.randomness import RandomState, generators_of
 from loopwright.schedule import Every, check_count
@@ -26,6 +30,11 @@ from loopwright.state import Plan
 from loopwright.step import describe
 
 T = TypeVar("T")
+
+_NONE: Any = object()
+_STANDARD = (RandomSampler, SequentialSampler, WeightedRandomSampler, SubsetRandomSampler)  # without a hidden state
+_SAMPLES_LISTED = 32
+_SAY_EACH = 10.0  # seconds between two lines about a place that takes long to find
 
 logger: logging.Logger = logging.getLogger("loopwright")
 
@@ -36,7 +45,7 @@ def check_loader(name: str, data: object) -> None:
         raise ConfigError(
             f"{name} is a dataset, {type(data).__name__}, and not a loader",
             why="its items are single samples, not batches",
-            fix=f"DataLoader({name}, batch_size=32, shuffle=True)",
+            fix=f"DataLoader({name}, batch_size=32{', shuffle=True' if name == 'train' else ''})",
         )
     if isinstance(data, (Tensor, str, bytes, Mapping, type)) or not (
         hasattr(data, "__iter__") or hasattr(data, "__getitem__")
@@ -44,7 +53,9 @@ def check_loader(name: str, data: object) -> None:
         raise ConfigError(
             f"{name} is {describe(data)}",
             why="it must be a loader: an iterable of batches",
-            fix="DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
+            fix=f"epochs={data}, if that is how long to train"
+            if isinstance(data, int) and name != "data"
+            else "DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
         )
 
 
@@ -65,7 +76,9 @@ def no_batches(name: str, data: object) -> DataError:
             fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
         )
     dataset = getattr(data, "dataset", None)
-    batch_size, drop_last = getattr(data, "batch_size", None), getattr(data, "drop_last", None)
+    sampler = getattr(data, "batch_sampler", None)  # given by hand, it alone knows
+    owner = data if getattr(data, "batch_size", None) is not None or sampler is None else sampler
+    batch_size, drop_last = getattr(owner, "batch_size", None), getattr(owner, "drop_last", None)
     facts = {"dataset size": length_of(dataset), "batch size": batch_size, "drop_last": drop_last}
     listed = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
     too_few = bool(drop_last) and bool(length_of(dataset))
@@ -85,19 +98,28 @@ def plan_fit(
         ConfigError: There is no target, or the data is no loader.
         DataError: The data is empty, and says so.
     """
-    if epochs is None and steps is None:
-        raise ConfigError("fit has no target", fix="fit(train, epochs=10), or steps=1000")
     for name, target in (("epochs", epochs), ("steps", steps)):
         if target is not None:
             check_count(name, target)
     if not isinstance(validate, Every):
-        raise ConfigError(f"validate is {validate!r}", fix="validate=Every(steps=100), or Every(epochs=1)")
+        raise ConfigError(
+            f"validate is {validate!r}",
+            why="whether it counts steps or epochs has to be said",
+            fix="validate=Every(steps=100), or Every(epochs=1)",
+        )
     check_loader("train", train)
+    if val is not None:
+        check_loader("val", val)
+    if epochs is None and steps is None:
+        raise ConfigError(
+            "fit has no target",
+            why="nothing says how long to train",
+            fix="fit(train, epochs=10), or steps=1000",
+        )
     if length_of(train) == 0:
         raise no_batches("the training data", train)
     if val is None:
         return Plan(epochs, steps, length_of(train), accumulate=accumulate)
-    check_loader("val", val)
     if length_of(val) == 0:
         raise no_batches("the validation data", val)
     return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate)
@@ -118,17 +140,30 @@ class EpochData:
         self._at_start: RandomState | None = None
         self._place: dict[str, Any] | None = None  # that of a loader which keeps it
         self._elsewhere = False  # whether the place was taken in another process
+        self._workers_kept = False  # whether the epoch began with persistent workers of an earlier one
 
     def attend(self, loader: object, val: object) -> None:
         """Say which loaders they are, before their first batch: their generators belong to the run from here on."""
         self._loader, self._val = loader, val
 
-    def batches(self, loader: Iterable[T], done: int) -> Iterator[T]:
-        """The epoch's batches from number ``done`` on. Nothing is fetched ahead."""
+    def batches(self, loader: Iterable[T], epoch: int, done: int) -> Iterator[T]:
+        """The batches of epoch number ``epoch`` after the first ``done``. Nothing is fetched ahead."""
+        return named(
+            lambda: self._after(loader, done),
+            lambda number: _where(
+                f"epoch {epoch + 1}, batch {number + 1}, of the training data", self._samples(number)
+            ),
+            done,
+        )
+
+    def _samples(self, number: int) -> list[Any] | None:
+        return samples_of(self._loader, self._at_start, number)
+
+    def _after(self, loader: Iterable[T], done: int) -> Iterator[T]:
         self._loader = loader
         elsewhere, self._elsewhere = self._elsewhere, False
-        if isinstance(loader, Iterator):
-            # In the process that left it, it is where it was left.
+        if isinstance(loader, Iterator) and length_of(loader) is None:
+            # A generator and its like: in the process that left it, it is where it was left.
             return _passed_over(loader, done) if elsewhere and done else loader
         own = generators_of(loader)
         if keeps_place(loader):
@@ -136,17 +171,18 @@ class EpochData:
                 return _passed_over(iter(loader), done) if done else iter(loader)
             loader.load_state_dict(self._place)
             return iter(loader) if done else _or_next_epoch(loader)
+        if done and isinstance(loader, (list, tuple)):
+            return iter(loader[done:])
         if done == 0 or self._at_start is None:
             self._at_start = RandomState.capture(own)
+            self._workers_kept = getattr(loader, "_iterator", None) is not None
             return _passed_over(iter(loader), done) if done else iter(loader)
         now = RandomState.capture(own)
+        if isinstance(loader, DataLoader) and loader.persistent_workers and not self._workers_kept:
+            loader._iterator = None  # new workers again: the loader draws their seed only when it starts them
         self._at_start.restore(own)
         try:
-            if not can_skip(loader):
-                return _passed_over(iter(loader), done)
-            rest = _without_fetching(loader, done)
-            next(rest)  # up to the place, with the draws that come before it
-            return rest
+            return _without_fetching(loader, done) if can_skip(loader) else _passed_over(iter(loader), done)
         finally:
             now.restore(own)
 
@@ -162,8 +198,7 @@ class EpochData:
             return None
         if loader.num_workers and loader.persistent_workers:
             return "persistent workers go on with randomness of their own"
-        standard = (RandomSampler, SequentialSampler, WeightedRandomSampler, SubsetRandomSampler)
-        if type(loader.sampler) not in standard and not isinstance(loader.dataset, IterableDataset):
+        if type(loader.sampler) not in _STANDARD and not isinstance(loader.dataset, IterableDataset):
             return f"the sampler {type(loader.sampler).__name__} may keep a state that nobody can ask it for"
         return None
 
@@ -175,13 +210,87 @@ class EpochData:
     def state_dict(self) -> dict[str, Any]:
         """What finds the place again."""
         self.leave()
-        return {"at_start": None if self._at_start is None else self._at_start.state_dict(), "place": self._place}
+        at_start = None if self._at_start is None else self._at_start.state_dict()
+        return {"at_start": at_start, "place": self._place, "batches": length_of(self._loader)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned, in another process."""
         at_start = state["at_start"]
         self._at_start = None if at_start is None else RandomState.from_state_dict(at_start)
         self._place, self._elsewhere = state["place"], True
+
+
+def named(make: Callable[[], Iterable[T]], where: Callable[[int], str], done: int = 0) -> Iterator[T]:
+    """The batches; what their loader raises gets a note that says where.
+
+    Args:
+        make: Gives the batches.
+        where: The note's words for the batch with this number, counted from 0.
+        done: The number of the first one.
+    """
+    number = done
+    try:
+        for batch in make():
+            yield batch
+            number += 1
+    except Exception as error:
+        error.add_note(where(number))
+        if isinstance(error, RuntimeError) and re.match(r"DataLoader (worker|timed out)", str(error)):
+            error.add_note(
+                "the worker may have been at a later batch; workers that are killed often lack memory or shared memory "
+                "(/dev/shm); with num_workers=0 the data is made in this process, where its own error shows"
+            )
+        raise
+
+
+def evaluated(data: Iterable[T], name: str, start: RandomState | None) -> Iterator[T]:
+    """One pass over data that trains nothing, with ``named``'s notes.
+
+    Args:
+        data: The batches.
+        name: What they are called in a note.
+        start: The random generators as the pass begins, where they are known.
+    """
+    return named(
+        lambda: data, lambda number: _where(f"batch {number + 1} of the {name}", samples_of(data, start, number))
+    )
+
+
+def _where(place: str, samples: list[Any] | None) -> str:
+    if samples is None:
+        return f"raised by the loader at {place}"
+    more = f", ... ({len(samples)} in all)" if len(samples) > _SAMPLES_LISTED else ""
+    return f"raised by the loader at {place}; samples {', '.join(map(str, samples[:_SAMPLES_LISTED]))}{more}"
+
+
+def samples_of(loader: object, start: RandomState | None, number: int) -> list[Any] | None:
+    """The indices of the samples in a batch, drawn once more, or None where they cannot be known.
+
+    Args:
+        loader: The loader.
+        start: The random generators as its pass began. They are what they were when this returns.
+        number: The batch's, counted from 0.
+    """
+    if isinstance(loader, Loader):
+        return loader.indices(loader.epoch)[number] if number < len(loader) else None
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    drawn = type(loader.sampler) is not SequentialSampler
+    if type(loader.sampler) not in _STANDARD or (drawn and start is None):
+        return None
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        return None
+    own = generators_of(loader)
+    now = RandomState.capture(own)
+    try:
+        if start is not None:
+            start.restore(own)
+        _draw_base_seed(loader)
+        for found in islice(loader.sampler if loader.batch_sampler is None else loader.batch_sampler, number, None):
+            return list(found) if isinstance(found, list) else [found]
+    finally:
+        now.restore(own)
+    return None
 
 
 class _KeepsPlace(Protocol):
@@ -217,12 +326,19 @@ def can_skip(loader: object) -> bool:
 
 
 def _without_fetching(loader: Any, done: int) -> Iterator[Any]:
-    """First None, when the place is found, then the batches from there, as the DataLoader makes them."""
-    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # the base seed that its iterator draws
+    """The batches after ``done``, as the DataLoader makes them; of those before, only the indices are drawn."""
+    _draw_base_seed(loader)
     batches = iter(loader.batch_sampler)
-    for _ in islice(batches, done):
-        continue
-    yield None
+    _pass(batches, done)
+    return _fetched(loader, batches)
+
+
+def _draw_base_seed(loader: Any) -> None:
+    """What a DataLoader's iterator draws first."""
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+
+
+def _fetched(loader: Any, batches: Iterator[list[Any]]) -> Iterator[Any]:
     dataset = loader.dataset
     fetch = getattr(dataset, "__getitems__", None)
     for indices in batches:
@@ -230,8 +346,37 @@ def _without_fetching(loader: Any, done: int) -> Iterator[Any]:
 
 
 def _passed_over(batches: Iterator[T], done: int) -> Iterator[T]:
-    """The iterator after ``done`` batches, which are fetched and dropped, with a line that says so."""
+    """The iterator after ``done`` batches, which are fetched and dropped, with a line that says so now and then."""
     logger.info("going through the %d batches of this epoch that are done, to find the place again", done)
-    for _ in islice(batches, done):
-        continue
-    return batches
+    _pass(batches, done)
+    return _Onward(batches)
+
+
+def _pass(batches: Iterator[Any], done: int) -> None:
+    """Take that many from the iterator."""
+    said = time.monotonic()
+    for number in range(done):
+        try:
+            batch = next(batches, _NONE)
+        except Exception as error:
+            error.add_note(f"it was batch {number + 1} of the {done} that are done, and are gone through once more")
+            raise
+        if batch is _NONE:
+            raise DataError(
+                f"the training data gave {number} batches, and {done} of this epoch are done already",
+                why="it is not the data that the run was left with",
+                fix="go on with the same data, or begin a new run",
+            )
+        if time.monotonic() >= said + _SAY_EACH:
+            said = time.monotonic()
+            logger.info("%d of the %d batches that are done have been gone through", number + 1, done)
+
+
+class _Onward(Iterator[T]):
+    """An iterator that goes on where it is, whatever asks it to iterate: some loaders are their own, and start anew."""
+
+    def __init__(self, batches: Iterator[T]) -> None:
+        self._batches = batches
+
+    def __next__(self) -> T:
+        return next(self._batches)

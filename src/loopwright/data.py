@@ -15,6 +15,8 @@ from loopwright.forms import Count, check_form
 from loopwright.randomness import RandomState
 from loopwright.schedule import check_count
 
+__all__ = ["Loader"]
+
 Sample_co = TypeVar("Sample_co", default=Any, covariant=True)
 Batch_co = TypeVar("Batch_co", default=Any, covariant=True)
 
@@ -114,7 +116,7 @@ class Loader(Generic[Batch_co]):
         loader: DataLoader[Any] = DataLoader(
             cast("Dataset[Any]", fetch),
             batch_size=None,
-            sampler=list(enumerate(self._indices(epoch)))[start:],
+            sampler=list(enumerate(self.indices(epoch)))[start:],
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # its base seed is used for nothing, and must not be drawn from the run's
@@ -124,7 +126,17 @@ class Loader(Generic[Batch_co]):
             yield batch
         self._epoch, self._batch = epoch + 1, 0
 
-    def _indices(self, epoch: int) -> list[list[int]]:
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch, counted from 1."""
+        return self._epoch
+
+    def indices(self, epoch: int) -> list[list[int]]:
+        """The indices of the samples in each batch of an epoch.
+
+        Args:
+            epoch: Its number, counted from 1.
+        """
         count = len(self.dataset)
         order: Sequence[int] = range(count)
         if self.shuffle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -117,18 +117,14 @@ class RandomState:
 
 
 @contextlib.contextmanager
-def undrawn_on_error(own: Iterable[torch.Generator]) -> Iterator[Callable[[], None]]:
-    """A block that draws nothing if it fails, or calls what it is given: it can be run again as for the first time."""
+def undrawn_on_error(own: Iterable[torch.Generator]) -> Iterator[RandomState]:
+    """A block that draws nothing if it fails: it can be run again as for the first time. It gets where they were."""
     own = list(own)
     before = RandomState.capture(own)
-
-    def undraw() -> None:
-        before.restore(own)
-
     try:
-        yield undraw
+        yield before
     except BaseException:
-        undraw()
+        before.restore(own)
         raise
 
 

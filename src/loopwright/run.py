@@ -50,6 +50,7 @@ class _Metrics(TypedDict):
 class _Data(TypedDict):
     at_start: dict[str, Any] | None  # the random generators when the epoch began
     place: dict[str, Any] | None  # that of a loader which keeps it
+    batches: Count | None  # its length
 
 
 class _Averages(TypedDict):
@@ -59,6 +60,7 @@ class _Averages(TypedDict):
 
 class _Window(TypedDict):
     size: Count
+    begins: tuple[Count, Count]
     finite: bool
     entries: list[tuple[dict[str, float | Tensor], float | Tensor]]
     even: bool
@@ -136,7 +138,8 @@ class Run:
         self.validation_due: bool = False  # at the present step
         self.epoch_over: bool = False  # its data has been gone through, and its end is still to come
         self.ended: bool = False  # a fit has ended well, and nothing has been trained since
-        self.plateau: Monitor | None = Monitor(schedule.monitor, "min") if schedule and schedule.monitor else None
+        monitor = None if schedule is None else schedule.monitor
+        self.plateau: Monitor | None = None if monitor is None else Monitor(monitor, "min")
         self.history: History = History()
 
     def weights(self) -> dict[str, Tensor]:
@@ -355,8 +358,13 @@ def _check_numbers(saved: _Saved) -> None:
         and all({"epoch", "step"} <= row.keys() for row in rows)
         and all(alike(0.0, value) for value in values)
         and (window is None or 0 < len(entries) <= window["size"])
+        and (window is None or _before(window["begins"], saved["progress"]))
     ):
         raise CheckpointError("the sums, the metrics or the history in the checkpoint contradict themselves")
+
+
+def _before(begins: tuple[int, int], progress: _Progress) -> bool:
+    return begins[0] <= progress["batch"] and begins[1] <= progress["samples"]
 
 
 def _check_place(saved: _Saved, train: object) -> None:

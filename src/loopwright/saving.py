@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 
-from loopwright.batches import EpochData
+from loopwright.batches import EpochData, length_of
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.checkpoint import Contents, Snapshot, list_checkpoints, read_checkpoint
 from loopwright.errors import CheckpointError, ConfigError
@@ -43,6 +43,21 @@ class Saving:
         self._savers: list[Saver] = []
         self._signals = Signals()
 
+    def check(self, resume: object) -> None:
+        """Raise ConfigError unless ``resume`` says where to go on from."""
+        if resume is not None and (not isinstance(resume, (str, os.PathLike)) or not os.fspath(resume)):
+            raise ConfigError(
+                f"resume is {resume!r}",
+                why="it says which checkpoint to go on from",
+                fix='resume="auto", or resume= the path of one checkpoint',
+            )
+        if resume == "auto" and len(self._checkpoints) != 1:
+            raise ConfigError(
+                f'resume="auto" with {len(self._checkpoints)} Checkpoints in the list',
+                why="it takes the newest checkpoint from the folder of the only one",
+                fix='callbacks=[Checkpoint("runs/line/checkpoints")], or resume= the path of one checkpoint',
+            )
+
     def __enter__(self) -> Self:
         try:
             for checkpoint in self._checkpoints:
@@ -59,6 +74,7 @@ class Saving:
     ) -> None:
         self._signals.__exit__(kind, error, trace)
         self._close()
+        self._run.data.attend(None, None)  # nothing holds the data after the call
         if error is None and self.asked:  # after the last batch, so that all is saved already
             self._leave()
 
@@ -74,18 +90,11 @@ class Saving:
 
         Raises:
             CheckpointError: There are checkpoints and none can be used, or the one named cannot.
-            ConfigError: ``"auto"`` without exactly one Checkpoint.
         """
         fresh = self._run.state.progress.fresh
         path: Path | None = None
         refused: list[Path] = []
         if resume == "auto":
-            if len(self._checkpoints) != 1:
-                raise ConfigError(
-                    f'resume="auto" with {len(self._checkpoints)} Checkpoints in the list',
-                    why="it takes the newest checkpoint from the folder of the only one",
-                    fix='callbacks=[Checkpoint("runs/line/checkpoints")], or resume= the path of one checkpoint',
-                )
             if fresh:
                 path, contents, refused = _newest(self._checkpoints[0].folder)
         elif resume is not None:
@@ -131,6 +140,9 @@ class Saving:
             sentences.append(f"in the checkpoint, but not in the list of callbacks: {', '.join(sorted(there - here))}")
         if (why := EpochData.inexact(train)) and progress.batch:
             sentences.append(f"not exact: {why}")
+        before, now = contents.state["data"]["batches"], length_of(train)
+        if before != now:
+            sentences.append(f"not exact: the training data had {_batches(before)}, and now has {_batches(now)}")
         cuda = len(contents.state["random"]["torch_cuda"])
         if cuda > (devices := torch.cuda.device_count()):
             sentences.append(f"not exact: it was saved with {cuda} CUDA devices, and here there are {devices}")
@@ -168,16 +180,6 @@ class Saving:
             if saver.place != self._place():
                 self._save(checkpoint, saver)
             saver.wait()
-
-    def random_state(self) -> RandomState | None:
-        """The generators before a validation that a signal may cut short, where anything is saved at all."""
-        return RandomState.capture(self._run.data.generators()) if self._savers else None
-
-    def give_up(self, before: RandomState | None) -> NoReturn:
-        """Obey in the midst of a validation: ``before`` is where the resume will begin it anew."""
-        assert before is not None
-        before.restore(self._run.data.generators())
-        self.obey()
 
     @property
     def asked(self) -> bool:
@@ -241,6 +243,10 @@ class Saving:
     def _place(self) -> tuple[object, ...]:
         progress = self._run.state.progress
         return progress.epoch, progress.batch, progress.step, progress.skipped, self._run.epoch_over
+
+
+def _batches(length: int | None) -> str:
+    return "no length" if length is None else f"{length} batches"
 
 
 def _newest(folder: Path) -> tuple[Path | None, Contents, list[Path]]:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
 from loopwright.averages import Averages
-from loopwright.batches import check_loader, length_of, no_batches, plan_fit
+from loopwright.batches import check_loader, evaluated, length_of, no_batches, plan_fit
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
@@ -159,7 +159,6 @@ class Trainer(Generic[Model, Batch]):
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._saving = self._savers()
-        self._window_from = 0, 0  # the batch and the samples at which it began
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
         self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
@@ -209,21 +208,17 @@ class Trainer(Generic[Model, Batch]):
         state = self.state
         plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
         self._run.history.catch_up(state)
-        with self._prepared("train", plan), self._savers() as self._saving:
+        saving = self._saving = self._savers()
+        saving.check(resume)
+        restores = resume is not None and (resume != "auto" or state.progress.fresh)
+        if not restores and (reason := plan.reached(state.progress)) is not None:
+            return self._nothing_to_train(logging.WARNING, reason)
+        with self._prepared("train", plan), saving:
             self._begin()
-            restored = self._saving.begin(resume, train, val)
+            restored = saving.begin(resume, train, val)
             reason = state.stop_reason or plan.reached(state.progress)
-            if reason is not None and (self._run.ended or not restored):  # else its end is still to come
-                logger.log(
-                    logging.INFO if restored else logging.WARNING,
-                    "nothing to train: targets are absolute, and the run has ended already: %s (%s); "
-                    "raise the target to train more, or make a new model, optimizer and Trainer to begin again",
-                    reason,
-                    state.progress,
-                )
-                self._guard.parameters(state.model)
-                self._restore_best()
-                return self._result(reason)
+            if reason is not None and self._run.ended and restored:  # else its end is still to come
+                return self._nothing_to_train(logging.INFO, reason)
             self._run.ended = False
             with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
                 self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
@@ -233,6 +228,19 @@ class Trainer(Generic[Model, Batch]):
                 while (reason := state.stop_reason or plan.reached(state.progress)) is None:
                     self._train_epoch(hooks, train, val)
                 self._end(hooks)
+        return self._result(reason)
+
+    def _nothing_to_train(self, level: int, reason: str) -> Result:
+        """What there is to return where the targets are reached already."""
+        logger.log(
+            level,
+            "nothing to train: targets are absolute, and the run has ended already: %s (%s); "
+            "raise the target to train more, or make a new model, optimizer and Trainer to begin again",
+            reason,
+            self.state.progress,
+        )
+        self._guard.parameters(self.state.model)
+        self._restore_best()
         return self._result(reason)
 
     def _catch_up(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
@@ -264,7 +272,7 @@ class Trainer(Generic[Model, Batch]):
         if progress.batch == 0:
             self._run.averages = Averages(eager=self._eager)
         self._guard.begin(state)
-        for batch in self._saving.until_asked(self._run.data.batches(train, progress.batch)):
+        for batch in self._saving.until_asked(self._run.data.batches(train, progress.epoch, progress.batch)):
             step = progress.step
             self._train_batch(hooks, batch)
             self._saving.heed()
@@ -302,8 +310,7 @@ class Trainer(Generic[Model, Batch]):
         batch = move(batch, state.device)
         hooks.on_batch_start(state, batch)
         if self._run.window is None:
-            self._run.window = Window(self._window_size())
-            self._window_from = state.progress.batch, state.progress.samples
+            self._run.window = Window(self._window_size(), (state.progress.batch, state.progress.samples))
             optimizer.zero_grad()
             for parameter in self._outside:
                 parameter.grad = None
@@ -504,10 +511,8 @@ class Trainer(Generic[Model, Batch]):
         """Begin the run, or go on where the last fit ended."""
         state, settings, model = self.state, self._settings, self.state.model
         state.stop_reason = None
-        if (
-            self._run.window is not None
-        ):  # an error left it open: its batches have made no step, and get their turn again
-            state.progress.batch, state.progress.samples = self._window_from
+        if self._run.window is not None:  # an error left it open: its batches made no step, and get their turn again
+            state.progress.batch, state.progress.samples = self._run.window.begins
             self._run.window = None
         elif self._in_hand is not None:  # an error came between its step and its count
             state.progress.batch += 1
@@ -593,9 +598,12 @@ class Trainer(Generic[Model, Batch]):
         for metric in metrics.values():
             metric.reset()
         before, state.stage = state.stage, stage
-        with undrawn_on_error(generators_of(data)) as undraw, evaluating(state.model):
+        called = f"{'validation' if stage == 'val' else name} data"
+        own = generators_of(data)
+        with undrawn_on_error(own) as start, evaluating(state.model):
             hooks.on_eval_start(state)
-            for batch in self._saving.until_asked(data) if stage == "val" else data:
+            passed = evaluated(data, called, start)
+            for batch in self._saving.until_asked(passed) if stage == "val" else passed:
                 batches += 1
                 batch = move(batch, state.device)
                 with self._autocast:
@@ -610,10 +618,10 @@ class Trainer(Generic[Model, Batch]):
                 if stage == "val" and self._saving.asked:
                     break
             if stage == "val" and self._saving.asked:  # given up: its sums and draws are undone, and it stays due
-                undraw()
+                start.restore(own)
                 return {}
             if not batches:
-                raise no_batches(f"the {'validation' if stage == 'val' else name} data", data)
+                raise no_batches(f"the {called}", data)
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
             for metric_name, metric in metrics.items():
                 scores = joined(scores, named_scores(f"{name}/{metric_name}", metric.compute()))
@@ -644,7 +652,7 @@ class Trainer(Generic[Model, Batch]):
         check_loader("data", data)
         outputs: list[Any] = []
         with self._prepared("predict", Plan(batches=length_of(data))), evaluating(self.state.model):
-            for batch in data:
+            for batch in evaluated(data, "data to predict", None):
                 batch = move(batch, self.state.device)
                 with self._autocast:
                     if forward is not None:

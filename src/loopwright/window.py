@@ -24,10 +24,12 @@ class Window:
 
     Args:
         size: The number of batches that the window will hold, k.
+        begins: The batches of the epoch and the samples of the run that come before it.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, begins: tuple[int, int] = (0, 0)) -> None:
         self.size = size
+        self.begins = begins
         self.finite = True
         self._entries: list[tuple[Values, float | Tensor]] = []
         self._even = True  # whether all weights are one and the same number
@@ -85,6 +87,7 @@ class Window:
         """The window half full; its gradients are with the model."""
         return {
             "size": self.size,
+            "begins": self.begins,
             "finite": self.finite,
             "entries": [(dict(values), weight) for values, weight in self._entries],
             "even": self._even,
@@ -95,7 +98,7 @@ class Window:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Window:
         """The window that ``state_dict`` described."""
-        window = cls(state["size"])
+        window = cls(state["size"], state["begins"])
         window.finite, window._entries, window._even = state["finite"], list(state["entries"]), state["even"]
         window._first, window._total = state["first"], state["total"]
         return window
