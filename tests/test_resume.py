@@ -26,6 +26,7 @@ from torch.utils.data import (
     TensorDataset,
     WeightedRandomSampler,
 )
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import kill_runs
 from broken_runs import Case, Interrupt, Interrupted, broken, build, dataset, differences, fit, left_behind, unbroken
@@ -151,6 +152,12 @@ class Remembering:
         self.given, self.resumed = state["given"], True
 
 
+def _torchdatas(data: Any, **named: Any) -> Iterable[Any]:
+    # Without a generator its order would come from the moment in which it is made.
+    loader: Iterable[Any] = StatefulDataLoader(data, 3, shuffle=True, generator=_generator(), **named)
+    return loader
+
+
 LOADERS: dict[str, Callable[[], Iterable[Any]]] = {
     "shuffled": lambda: DataLoader(dataset(17), 3, shuffle=True),
     "in order": lambda: DataLoader(dataset(17), 3),
@@ -170,6 +177,9 @@ LOADERS: dict[str, Callable[[], Iterable[Any]]] = {
     "a list": lambda: some_batches(6, 3),
     "without a length": lambda: Noisy(some_batches(6, 3)),
     "one that keeps its place": Remembering,
+    "torchdata's": lambda: _torchdatas(dataset(17)),
+    "torchdata's, augmented": lambda: _torchdatas(kill_runs.Augmented(17)),
+    "torchdata's with 2 workers": lambda: _torchdatas(dataset(17), num_workers=2),
     "loopwright's": lambda: Loader(kill_runs.Augmented(17), 3, seed=4),
     "loopwright's with 2 workers": lambda: Loader(kill_runs.Augmented(17), 3, seed=4, workers=2),
 }

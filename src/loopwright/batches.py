@@ -138,21 +138,21 @@ class EpochData:
         self._loader: object = None
         self._val: object = None
         self._at_start: RandomState | None = None
-        self._place: dict[str, Any] | None = None  # that of a loader which keeps it
-        self._elsewhere = False  # whether the place was taken in another process
+        self._places: dict[int, dict[str, Any]] = {}  # of a loader that keeps its own: by the batches given before
+        self._elsewhere = False  # whether they were taken in another process, and the loader does not know of them yet
+        self._begun = False  # whether a pass over the data has begun in this process
         self._workers_kept = False  # whether the epoch began with persistent workers of an earlier one
 
     def attend(self, loader: object, val: object) -> None:
         """Say which loaders they are, before their first batch: their generators belong to the run from here on."""
         self._loader, self._val = loader, val
+        self._begun = False
 
     def batches(self, loader: Iterable[T], epoch: int, done: int) -> Iterator[T]:
         """The batches of epoch number ``epoch`` after the first ``done``. Nothing is fetched ahead."""
         return named(
             lambda: self._after(loader, done),
-            lambda number: _where(
-                f"epoch {epoch + 1}, batch {number + 1}, of the training data", self._samples(number)
-            ),
+            lambda number: _where(f"epoch {epoch + 1}, batch {number + 1} of the training data", self._samples(number)),
             done,
         )
 
@@ -165,12 +165,10 @@ class EpochData:
         if isinstance(loader, Iterator) and length_of(loader) is None:
             # A generator and its like: in the process that left it, it is where it was left.
             return _passed_over(loader, done) if elsewhere and done else loader
-        own = generators_of(loader)
+        self._begun = True
         if keeps_place(loader):
-            if self._place is None or not (done or elsewhere):
-                return _passed_over(iter(loader), done) if done else iter(loader)
-            loader.load_state_dict(self._place)
-            return iter(loader) if done else _or_next_epoch(loader)
+            return self._from_place(loader, done, elsewhere)
+        own = generators_of(loader)
         if done and isinstance(loader, (list, tuple)):
             return iter(loader[done:])
         if done == 0 or self._at_start is None:
@@ -186,10 +184,28 @@ class EpochData:
         finally:
             now.restore(own)
 
-    def leave(self) -> None:
-        """Take down the place of a loader that keeps its own: an epoch is about to be left."""
-        if keeps_place(self._loader) and not self._elsewhere:  # else it has not been told of its place yet
-            self._place = self._loader.state_dict()
+    def _from_place(self, loader: _KeepsPlace, done: int, elsewhere: bool) -> Iterator[Any]:
+        if done == 0 and not elsewhere:
+            batches = iter(loader)
+            self._places = {0: loader.state_dict()}
+            return batches
+        known = max((number for number in self._places if number <= done), default=None)
+        if known is None:
+            return _passed_over(iter(loader), done) if done else iter(loader)
+        own = generators_of(loader)
+        now = RandomState.capture(own)
+        loader.load_state_dict(self._places[known])
+        loader.state_dict()  # some make their iterator here, and draw for it once more
+        now.restore(own)
+        batches = iter(loader) if known else _or_next_epoch(loader)
+        return _passed_over(batches, done - known) if done > known else batches
+
+    def leave(self, done: int) -> None:
+        """Take down the place of a loader that keeps its own, after ``done`` batches of the epoch."""
+        if keeps_place(self._loader) and self._begun and not self._elsewhere:
+            start = self._places.get(0)
+            self._places = {} if start is None else {0: start}
+            self._places[done] = self._loader.state_dict()
 
     @staticmethod
     def inexact(loader: object) -> str | None:
@@ -198,8 +214,9 @@ class EpochData:
             return None
         if loader.num_workers and loader.persistent_workers:
             return "persistent workers go on with randomness of their own"
-        if type(loader.sampler) not in _STANDARD and not isinstance(loader.dataset, IterableDataset):
-            return f"the sampler {type(loader.sampler).__name__} may keep a state that nobody can ask it for"
+        sampler = _drawing(loader)
+        if type(sampler) not in _STANDARD and not isinstance(loader.dataset, IterableDataset):
+            return f"the sampler {type(sampler).__name__} may keep a state that nobody can ask it for"
         return None
 
     def generators(self) -> list[torch.Generator]:
@@ -207,17 +224,18 @@ class EpochData:
         found = (*generators_of(self._loader), *generators_of(self._val))
         return list({id(generator): generator for generator in found}.values())
 
-    def state_dict(self) -> dict[str, Any]:
-        """What finds the place again."""
-        self.leave()
+    def state_dict(self, done: int) -> dict[str, Any]:
+        """What finds the place after ``done`` batches of the epoch again."""
+        self.leave(done)
         at_start = None if self._at_start is None else self._at_start.state_dict()
-        return {"at_start": at_start, "place": self._place, "batches": length_of(self._loader)}
+        return {"at_start": at_start, "place": self._places.get(done), "batches": length_of(self._loader)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], done: int) -> None:
         """Take back what ``state_dict`` returned, in another process."""
         at_start = state["at_start"]
         self._at_start = None if at_start is None else RandomState.from_state_dict(at_start)
-        self._place, self._elsewhere = state["place"], True
+        self._places = {} if state["place"] is None else {done: state["place"]}
+        self._elsewhere = True
 
 
 def named(make: Callable[[], Iterable[T]], where: Callable[[int], str], done: int = 0) -> Iterator[T]:
@@ -275,10 +293,8 @@ def samples_of(loader: object, start: RandomState | None, number: int) -> list[A
         return loader.indices(loader.epoch)[number] if number < len(loader) else None
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
-    drawn = type(loader.sampler) is not SequentialSampler
-    if type(loader.sampler) not in _STANDARD or (drawn and start is None):
-        return None
-    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+    sampler = _drawing(loader)
+    if type(sampler) not in _STANDARD or (start is None and type(sampler) is not SequentialSampler):
         return None
     own = generators_of(loader)
     now = RandomState.capture(own)
@@ -291,6 +307,14 @@ def samples_of(loader: object, start: RandomState | None, number: int) -> list[A
     finally:
         now.restore(own)
     return None
+
+
+def _drawing(loader: DataLoader[Any]) -> object:
+    """What draws a loader's indices: its sampler, that of a plain batch sampler, or a batch sampler of another kind."""
+    batched = loader.batch_sampler
+    if batched is None:
+        return loader.sampler
+    return batched.sampler if type(batched) is BatchSampler else batched
 
 
 class _KeepsPlace(Protocol):

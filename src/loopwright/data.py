@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypedDict, cast
 
 import torch
@@ -121,10 +121,13 @@ class Loader(Generic[Batch_co]):
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # its base seed is used for nothing, and must not be drawn from the run's
         )
-        for batch in loader:
+        return self._counted(loader)
+
+    def _counted(self, batches: Iterable[Batch_co]) -> Iterator[Batch_co]:
+        for batch in batches:
             self._batch += 1
             yield batch
-        self._epoch, self._batch = epoch + 1, 0
+        self._epoch, self._batch = self._epoch + 1, 0
 
     @property
     def epoch(self) -> int:

@@ -166,7 +166,7 @@ class Run:
             "progress": dataclasses.asdict(self.state.progress),
             "metrics": self.state.metrics.state_dict(),
             "random": RandomState.capture(self.data.generators()).state_dict(),
-            "data": self.data.state_dict(),
+            "data": self.data.state_dict(self.state.progress.batch),
             "averages": self.averages.state_dict(),
             "window": None if self.window is None else self.window.state_dict(),
             "gradients": None if self.window is None else [p.grad for p in parameters_of(self.state)],
@@ -266,7 +266,7 @@ class Run:
             # Steps were made, though not in this process. Schedulers look for this mark, and would warn wrongly.
             self.state.optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's own, set by schedulers
         self.state.metrics.load_state_dict(saved["metrics"])
-        self.data.load_state_dict(saved["data"])
+        self.data.load_state_dict(saved["data"], saved["progress"]["batch"])
         self.averages.load_state_dict(saved["averages"])
         self.window = None if saved["window"] is None else Window.from_state_dict(saved["window"])
         for parameter, gradient in zip(parameters_of(self.state), saved["gradients"] or (), strict=False):

@@ -285,7 +285,7 @@ class Trainer(Generic[Model, Batch]):
                 self._saving.at_step()
             if state.stop_reason is not None or plan.reached(state.progress) is not None:
                 if progress.batch != plan.batches:
-                    self._run.data.leave()
+                    self._run.data.leave(progress.batch)
                     return
                 break  # it was the last batch, so the epoch gets its end as well
         self._saving.heed()
