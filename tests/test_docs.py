@@ -21,6 +21,7 @@ from sybil import Document
 
 import loopwright
 import loopwright.callbacks
+import loopwright.data
 import loopwright.testing
 from clean_environment import ROOT, run
 from loopwright import LoopwrightError
@@ -146,7 +147,9 @@ def test_every_internal_link_and_anchor_resolves(site: Path, pages: dict[str, Pa
     assert broken == []
 
 
-@pytest.mark.parametrize("module", [loopwright, loopwright.callbacks, loopwright.testing], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [loopwright, loopwright.callbacks, loopwright.data, loopwright.testing], ids=lambda m: m.__name__
+)
 def test_every_public_name_is_in_the_reference(module: object, pages: dict[str, Page]) -> None:
     anchors = {anchor for name, page in pages.items() if name.startswith("reference/") for anchor in page.anchors}
     missing = [name for name in module.__all__ if f"{module.__name__}.{name}" not in anchors]  # type: ignore[attr-defined]  # it is a module
@@ -240,6 +243,16 @@ def test_every_file_that_is_shown_is_an_example() -> None:
 def test_every_example_is_shown() -> None:
     whole = {include.path for include in includes() if not include.lines}
     assert whole == {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("*.py")}
+
+
+def test_what_the_page_on_reading_a_checkpoint_shows_needs_no_loopwright(tmp_path: Path) -> None:
+    text = (DOCS / "howto" / "read-a-checkpoint.md").read_text(encoding="utf-8")
+    making, *reading = [match[1] for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+    by_hand = [code for code in reading if '"loopwright"' not in code]  # but for the command line
+    assert len(by_hand) == 3
+    run(sys.executable, "-c", making, folder=tmp_path)
+    blocked = 'import sys\nsys.modules["loopwright"] = None\n'
+    assert "loopwright checkpoint 1" in run(sys.executable, "-c", blocked + "".join(by_hand), folder=tmp_path)
 
 
 def run_page(text: str, tmp_path: Path) -> str | None:

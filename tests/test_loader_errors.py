@@ -114,11 +114,20 @@ def test_of_a_sampler_of_ones_own_no_samples_are_claimed() -> None:
     assert "samples" not in notes_of(caught.value).replace("optimizer", "")
 
 
-def test_a_batch_sampler_of_ones_own_is_not_taken_for_the_order_of_the_dataset() -> None:
-    data = Broken(3)
-    batches = [[5, 6], [1, 2], [3]]
+def test_batches_listed_by_hand_are_not_taken_for_the_order_of_the_dataset() -> None:
     with pytest.raises(OSError, match="the disk is gone") as caught:
-        line_trainer().fit(DataLoader(data, batch_sampler=batches), epochs=1)
+        line_trainer().fit(DataLoader(Broken(3), batch_sampler=[[5, 6], [1, 2], [3]]), epochs=1)
+    assert "epoch 1, batch 2 of the training data; samples 1, 2" in notes_of(caught.value)
+
+
+def test_of_a_batch_sampler_of_ones_own_no_samples_are_claimed() -> None:
+    class Pairs(BatchSampler):
+        """Batches in an order of its own."""
+
+    data = Broken(3)
+    pairs = Pairs(SequentialSampler(data), 2, drop_last=False)
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        line_trainer().fit(DataLoader(data, batch_sampler=pairs), epochs=1)
     assert "epoch 1, batch 2 of the training data" in notes_of(caught.value)
     assert "samples" not in notes_of(caught.value)
 
@@ -168,15 +177,3 @@ def test_many_samples_are_not_all_listed() -> None:
     with pytest.raises(OSError, match="the disk is gone") as caught:
         line_trainer().fit(DataLoader(Wide(1), 100), epochs=1)
     assert "30, 31, ... (100 in all)" in notes_of(caught.value)
-
-
-def test_the_samplers_of_the_standard_kinds_are_those_without_a_hidden_state() -> None:
-    from loopwright.batches import EpochData
-
-    data = Broken(0)
-    assert EpochData.inexact(DataLoader(data, 4, sampler=SequentialSampler(data))) is None
-    assert (
-        EpochData.inexact(DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 2, drop_last=True))) is None
-    )
-    assert "Backwards" in str(EpochData.inexact(DataLoader(data, 4, sampler=Backwards())))
-    assert "list" in str(EpochData.inexact(DataLoader(data, batch_sampler=[[1], [2]])))

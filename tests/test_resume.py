@@ -22,6 +22,7 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -36,7 +37,7 @@ from loopwright import Callback, Every, State, best_checkpoint, latest_checkpoin
 from loopwright.callbacks import Checkpoint, EarlyStopping
 from loopwright.checkpoint import list_checkpoints, read_checkpoint
 from loopwright.data import Loader
-from loopwright.errors import CheckpointError, ConfigError
+from loopwright.errors import CheckpointError, ConfigError, DataError
 from loopwright.testing import HookRecorder
 
 
@@ -308,6 +309,88 @@ def test_a_resume_says_in_one_record_what_was_restored_and_names_what_was_not(
     for words in ("step 2", "the model", "the optimizer", "the random generators", "Checkpoint", "as new: Other"):
         assert words in record.message
     assert "not in the list of callbacks: Holding" in record.message
+
+
+class Backwards(Sampler[int]):
+    """Nobody knows what it has in mind."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(16, -1, -1)
+
+
+def _resumed(
+    folder: Path,
+    loader: Callable[[], Iterable[Any]],
+    caplog: pytest.LogCaptureFixture,
+    then: Callable[[], Iterable[Any]] | None = None,
+) -> str:
+    """What a run in this loader's data, left in mid-epoch, says when it is resumed, or goes on in other data."""
+    line_trainer(callbacks=[Checkpoint(folder)]).fit(loader(), steps=1)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="loopwright"):
+        line_trainer(callbacks=[Checkpoint(folder)]).fit((then or loader)(), steps=2, resume="auto")
+    (message,) = [record.message for record in caplog.records if "resumed from" in record.message]
+    return message
+
+
+@pytest.mark.parametrize(
+    ("loader", "why"),
+    [
+        (
+            lambda: DataLoader(dataset(17), 3, num_workers=1, persistent_workers=True),
+            "persistent workers go on with randomness of their own",
+        ),
+        (lambda: DataLoader(dataset(17), 3, sampler=Backwards()), "the sampler Backwards may keep a state"),
+        (lambda: Noisy(some_batches(6, 3)), "a Noisy may keep a state"),
+    ],
+)
+def test_what_cannot_be_found_again_exactly_is_named(
+    tmp_path: Path, loader: Callable[[], Iterable[Any]], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert f"perhaps not exact: {why}" in _resumed(tmp_path, loader, caplog)
+
+
+@pytest.mark.parametrize(
+    "name", ["shuffled", "weighted", "a subset", "a list", "augmented", "loopwright's", "torchdata's"]
+)
+def test_of_what_is_exact_nothing_is_said(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert "not exact" not in _resumed(tmp_path, LOADERS[name], caplog)
+
+
+def test_data_of_another_length_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    message = _resumed(tmp_path, lambda: some_batches(6), caplog, then=lambda: some_batches(5))
+    assert "not exact: the training data had 6 batches, and now has 5 batches" in message
+
+
+@pytest.mark.parametrize("kind", ["plain", "list", "own", "a generator"])
+def test_data_that_ends_before_the_place_is_an_error(tmp_path: Path, kind: str) -> None:
+    kinds: dict[str, Callable[[int], Iterable[Any]]] = {
+        "plain": lambda n: DataLoader(dataset(n), 1),
+        "list": lambda n: some_batches(n),
+        "own": lambda n: Loader(dataset(n), 1),
+        "a generator": lambda n: iter(some_batches(n)),
+    }
+    line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(kinds[kind](6), steps=5)
+    with pytest.raises((DataError, CheckpointError), match="5"):
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(kinds[kind](3), steps=9, resume="auto")
+
+
+def test_a_long_way_to_the_place_is_told_of_now_and_then(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopwright.batches._SAY_EACH", 0.0)
+    _resumed(tmp_path, lambda: kill_runs.augmented(1), caplog)
+    messages = [record.message for record in caplog.records]
+    assert "going through the 1 batches of this epoch that are done, to find the place again" in messages
+    assert "1 of the 1 batches that are done have been gone through" in messages
+
+
+@pytest.mark.parametrize("resume", [3, True, "", b"auto", ["auto"]])
+def test_what_says_no_place_to_resume_from_is_refused_before_anything(resume: Any, tmp_path: Path) -> None:
+    trainer = line_trainer(callbacks=[Checkpoint(tmp_path / "new")])
+    with pytest.raises(ConfigError, match="resume is"):
+        trainer.fit(some_batches(2), epochs=1, resume=resume)
+    assert not (tmp_path / "new").exists()
 
 
 def _damage(path: Path) -> None:

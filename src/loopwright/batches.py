@@ -32,7 +32,8 @@ from loopwright.step import describe
 T = TypeVar("T")
 
 _NONE: Any = object()
-_STANDARD = (RandomSampler, SequentialSampler, WeightedRandomSampler, SubsetRandomSampler)  # without a hidden state
+_FIXED = (SequentialSampler, list, tuple, range)  # the same order each time
+_STANDARD = (*_FIXED, RandomSampler, WeightedRandomSampler, SubsetRandomSampler)  # without a hidden state
 _SAMPLES_LISTED = 32
 _SAY_EACH = 10.0  # seconds between two lines about a place that takes long to find
 
@@ -170,7 +171,7 @@ class EpochData:
             return self._from_place(loader, done, elsewhere)
         own = generators_of(loader)
         if done and isinstance(loader, (list, tuple)):
-            return iter(loader[done:])
+            return _pass(iter(loader), done)
         if done == 0 or self._at_start is None:
             self._at_start = RandomState.capture(own)
             self._workers_kept = getattr(loader, "_iterator", None) is not None
@@ -210,8 +211,10 @@ class EpochData:
     @staticmethod
     def inexact(loader: object) -> str | None:
         """Why a place in this loader's data cannot be found again exactly, or None where it can."""
-        if keeps_place(loader) or not isinstance(loader, DataLoader):
+        if keeps_place(loader) or isinstance(loader, (list, tuple)):
             return None
+        if not isinstance(loader, DataLoader):
+            return f"a {type(loader).__name__} may keep a state that nobody can ask it for"
         if loader.num_workers and loader.persistent_workers:
             return "persistent workers go on with randomness of their own"
         sampler = _drawing(loader)
@@ -294,7 +297,7 @@ def samples_of(loader: object, start: RandomState | None, number: int) -> list[A
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
     sampler = _drawing(loader)
-    if type(sampler) not in _STANDARD or (start is None and type(sampler) is not SequentialSampler):
+    if type(sampler) not in _STANDARD or (start is None and type(sampler) not in _FIXED):
         return None
     own = generators_of(loader)
     now = RandomState.capture(own)
@@ -352,9 +355,7 @@ def can_skip(loader: object) -> bool:
 def _without_fetching(loader: Any, done: int) -> Iterator[Any]:
     """The batches after ``done``, as the DataLoader makes them; of those before, only the indices are drawn."""
     _draw_base_seed(loader)
-    batches = iter(loader.batch_sampler)
-    _pass(batches, done)
-    return _fetched(loader, batches)
+    return _fetched(loader, _pass(iter(loader.batch_sampler), done))
 
 
 def _draw_base_seed(loader: Any) -> None:
@@ -372,12 +373,11 @@ def _fetched(loader: Any, batches: Iterator[list[Any]]) -> Iterator[Any]:
 def _passed_over(batches: Iterator[T], done: int) -> Iterator[T]:
     """The iterator after ``done`` batches, which are fetched and dropped, with a line that says so now and then."""
     logger.info("going through the %d batches of this epoch that are done, to find the place again", done)
-    _pass(batches, done)
-    return _Onward(batches)
+    return _Onward(_pass(batches, done))
 
 
-def _pass(batches: Iterator[Any], done: int) -> None:
-    """Take that many from the iterator."""
+def _pass(batches: Iterator[T], done: int) -> Iterator[T]:
+    """The iterator, after that many have been taken from it."""
     said = time.monotonic()
     for number in range(done):
         try:
@@ -394,6 +394,7 @@ def _pass(batches: Iterator[Any], done: int) -> None:
         if time.monotonic() >= said + _SAY_EACH:
             said = time.monotonic()
             logger.info("%d of the %d batches that are done have been gone through", number + 1, done)
+    return batches
 
 
 class _Onward(Iterator[T]):

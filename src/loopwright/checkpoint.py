@@ -319,9 +319,13 @@ def latest_checkpoint(folder: PathLike) -> Path | None:
         folder: The folder that ``Checkpoint`` was given.
 
     Returns:
-        The path of the checkpoint's own folder.
+        The path of the checkpoint's own folder, every byte of it verified.
 
-    Example:
+    Examples:
+        >>> trainer = Trainer(model, optimizer, loss, callbacks=[Checkpoint("runs/line")])
+        >>> result = trainer.fit(train_loader, epochs=1)
+        >>> latest_checkpoint("runs/line").name
+        'step-000000004'
         >>> latest_checkpoint("runs/none") is None
         True
     """
@@ -341,7 +345,15 @@ def best_checkpoint(folder: PathLike) -> Path | None:
     Args:
         folder: The folder that ``Checkpoint(folder, monitor=..., mode=...)`` was given.
 
-    Example:
+    Returns:
+        The path of the checkpoint's own folder; of equal scores the oldest's. Its manifest is verified, the rest
+        of it when it is read.
+
+    Examples:
+        >>> saving = Checkpoint("runs/line", monitor="train/loss", mode="min")
+        >>> result = Trainer(model, optimizer, loss, callbacks=[saving]).fit(train_loader, epochs=1)
+        >>> best_checkpoint("runs/line").name
+        'step-000000004'
         >>> best_checkpoint("runs/none") is None
         True
     """
@@ -367,7 +379,12 @@ def load_weights(path: PathLike, model: nn.Module, *, strict: bool = True) -> No
         strict: Whether the names have to be the same; otherwise those that both have are loaded.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, or does not fit the model.
+        CheckpointError: The checkpoint is damaged, or does not fit the model, which is left as it was.
+
+    Examples:
+        >>> trainer = Trainer(model, optimizer, loss, callbacks=[Checkpoint("runs/line")])
+        >>> result = trainer.fit(train_loader, epochs=1)
+        >>> load_weights(latest_checkpoint("runs/line"), model)
     """
     folder = Path(path)
     model = plain_module(model)

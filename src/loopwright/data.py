@@ -59,7 +59,7 @@ class Loader(Generic[Batch_co]):
     Raises:
         ConfigError: An argument is not of these.
 
-    Example:
+    Examples:
         >>> loader = Loader([1.0, 2.0, 3.0], batch_size=2, seed=1)
         >>> len(loader)
         2

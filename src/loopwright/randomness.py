@@ -110,8 +110,8 @@ class RandomState:
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch_cpu)
-        if self.torch_cuda:
-            torch.cuda.set_rng_state_all(self.torch_cuda)
+        if self.torch_cuda:  # there may be fewer devices now
+            torch.cuda.set_rng_state_all(self.torch_cuda[: torch.cuda.device_count()])
         for generator, state in zip(own, self.own, strict=False):
             generator.set_state(state)
 

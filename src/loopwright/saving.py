@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -81,6 +81,7 @@ class Saving:
     def _close(self) -> None:
         for saver in self._savers:
             saver.close()
+        self._savers.clear()
 
     def begin(self, resume: str | os.PathLike[str] | None, train: object, val: object) -> bool:
         """Begin a fresh run, go on with the one in this process, or restore one from its checkpoint.
@@ -93,7 +94,7 @@ class Saving:
         """
         fresh = self._run.state.progress.fresh
         path: Path | None = None
-        refused: list[Path] = []
+        refused: dict[Path, str] = {}
         if resume == "auto":
             if fresh:
                 path, contents, refused = _newest(self._checkpoints[0].folder)
@@ -118,7 +119,7 @@ class Saving:
         listed = (own for checkpoint in self._checkpoints for own in list_checkpoints(checkpoint.folder))
         return next((own for own in listed if own.samefile(path)), path)
 
-    def _restore(self, path: Path, contents: Contents, refused: Sequence[Path], train: object) -> None:
+    def _restore(self, path: Path, contents: Contents, refused: Mapping[Path, str], train: object) -> None:
         run = self._run
         run.load_state_dict(contents.weights, contents.state, train)
         RandomState.from_state_dict(contents.state["random"]).restore(run.data.generators())
@@ -138,8 +139,8 @@ class Saving:
             sentences.append(f"not in the checkpoint, and so as new: {', '.join(sorted(here - there))}")
         if there - here:
             sentences.append(f"in the checkpoint, but not in the list of callbacks: {', '.join(sorted(there - here))}")
-        if (why := EpochData.inexact(train)) and progress.batch:
-            sentences.append(f"not exact: {why}")
+        if why := EpochData.inexact(train):
+            sentences.append(f"perhaps not exact: {why}")
         before, now = contents.state["data"]["batches"], length_of(train)
         if before != now:
             sentences.append(f"not exact: the training data had {_batches(before)}, and now has {_batches(now)}")
@@ -147,7 +148,7 @@ class Saving:
         if cuda > (devices := torch.cuda.device_count()):
             sentences.append(f"not exact: it was saved with {cuda} CUDA devices, and here there are {devices}")
         if refused:
-            sentences.append(f"refused were {', '.join(other.name for other in refused)}")
+            sentences.append("refused were " + ", ".join(f"{other.name} ({why})" for other, why in refused.items()))
         if (saved_by := contents.facts.get("torch")) != torch.__version__:
             sentences.append(f"it was saved with torch {saved_by}, and this is {torch.__version__}: bits may differ")
         logger.info("%s", "; ".join(sentences))
@@ -249,21 +250,19 @@ def _batches(length: int | None) -> str:
     return "no length" if length is None else f"{length} batches"
 
 
-def _newest(folder: Path) -> tuple[Path | None, Contents, list[Path]]:
-    """The newest checkpoint that is whole, what it holds, and the newer ones that were refused."""
-    refused: list[Path] = []
-    reasons: list[str] = []
+def _newest(folder: Path) -> tuple[Path | None, Contents, dict[Path, str]]:
+    """The newest checkpoint that is whole, what it holds, and the newer ones that were refused, with the reasons."""
+    refused: dict[Path, str] = {}
     for path in reversed(list_checkpoints(folder)):
         try:
             return path, read_checkpoint(path), refused
         except CheckpointError as error:
             logger.warning("checkpoint refused: %s", error)
-            refused.append(path)
-            reasons.append(error.what)
+            refused[path] = error.what
     if refused:
         raise CheckpointError(
             f"none of the {len(refused)} checkpoints in {folder} can be used",
-            why="; ".join(reasons)[:500],
+            why="; ".join(refused.values())[:500],
             fix="restore one from a backup, or start afresh with resume=None, which sets them aside",
         )
     return None, Contents({}, {}, {}), refused

@@ -602,8 +602,8 @@ class Trainer(Generic[Model, Batch]):
         own = generators_of(data)
         with undrawn_on_error(own) as start, evaluating(state.model):
             hooks.on_eval_start(state)
-            passed = evaluated(data, called, start)
-            for batch in self._saving.until_asked(passed) if stage == "val" else passed:
+            # No name for the iterator: a traceback would keep it, and its workers, alive.
+            for batch in self._saving.until_asked(evaluated(data, called, start)):
                 batches += 1
                 batch = move(batch, state.device)
                 with self._autocast:
