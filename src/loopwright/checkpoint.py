@@ -346,8 +346,7 @@ def best_checkpoint(folder: PathLike) -> Path | None:
         folder: The folder that ``Checkpoint(folder, monitor=..., mode=...)`` was given.
 
     Returns:
-        The path of the checkpoint's own folder; of equal scores the oldest's. Its manifest is verified, the rest
-        of it when it is read.
+        The path of the checkpoint's own folder, its manifest verified; among equal scores, the oldest.
 
     Examples:
         >>> saving = Checkpoint("runs/line", monitor="train/loss", mode="min")
