@@ -41,7 +41,7 @@ def test_it_shows_what_is_in_a_checkpoint(folder: Path, capsys: pytest.CaptureFi
     assert "  step: 3" in lines
     assert "  monitor: val/loss" in lines
     assert "  callbacks: Checkpoint, EarlyStopping" in lines
-    assert "  model.safetensors: 38 numbers in 9 tensors" in lines
+    assert "  model.safetensors: 38 numbers, tensors: 9" in lines
     assert "    0.weight  float32  (4, 3)" in lines
 
 

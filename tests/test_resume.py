@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -33,7 +33,7 @@ import kill_runs
 from broken_runs import Case, Interrupt, Interrupted, broken, build, dataset, differences, fit, left_behind, unbroken
 from faults_table import Figures
 from helpers import At, Unsized, line_trainer, some_batches, weights_of
-from loopwright import Callback, Every, State, best_checkpoint, latest_checkpoint
+from loopwright import Callback, Every, State, Trainer, best_checkpoint, latest_checkpoint
 from loopwright.callbacks import Checkpoint, EarlyStopping
 from loopwright.checkpoint import list_checkpoints, read_checkpoint
 from loopwright.data import Loader
@@ -196,11 +196,111 @@ def test_any_loader_goes_on_where_it_was_left(tmp_path: Path, name: str, accumul
     assert differences(expected, broken(case, tmp_path / "broken", places)) == []
 
 
-@pytest.mark.parametrize("name", ["shuffled", "a generator of its own", "augmented"])
+@pytest.mark.parametrize(
+    "name",
+    ["shuffled", "a generator of its own", "augmented", "loopwright's", "torchdata's", "torchdata's, augmented"],
+)
 def test_validation_data_may_be_drawn_at_random_too(tmp_path: Path, name: str) -> None:
-    case = Case(val=LOADERS[name], validate=Every(steps=2), save=Every(steps=1), epochs=3)
+    def noisy() -> Iterable[Any]:
+        return Loader(kill_runs.Augmented(17), 3, seed=4) if name == "loopwright's" else LOADERS[name]()
+
+    case = Case(val=noisy, validate=Every(steps=2), save=Every(steps=1), epochs=3)
     expected, calls = unbroken(case, tmp_path / "unbroken")
-    assert differences(expected, broken(case, tmp_path / "broken", [calls // 2, calls // 3, 17])) == []
+    for places in ([calls // 2, calls // 3, 17], [4, 9, 12], range(calls // 4, calls // 4 + 12)):
+        folder = tmp_path / f"broken-{min(places)}"
+        assert differences(expected, broken(case, folder, places)) == []
+
+
+@pytest.mark.parametrize("name", ["shuffled", "loopwright's"])
+def test_a_validation_that_failed_is_made_again_as_for_the_first_time(tmp_path: Path, name: str) -> None:
+    def run(fail: int | None) -> dict[str, bytes]:
+        passes = 0
+
+        def count(state: State, output: object) -> None:
+            nonlocal passes
+            passes += 1
+            if passes == fail:
+                raise Interrupted
+
+        case = Case(val=LOADERS[name], train=lambda: some_batches(4, 3), validate=Every(steps=1), epochs=1)
+        trainer = build(case, tmp_path / str(fail), None, At(on_eval_batch_end=count))
+        train, val = some_batches(4, 3), LOADERS[name]()
+        how: dict[str, Any] = {"epochs": 2, "validate": Every(steps=1)}
+        if fail is not None:
+            with pytest.raises(Interrupted):
+                trainer.fit(train, val, **how)
+        result = trainer.fit(train, val, **how)
+        found = left_behind(trainer, result, tmp_path / str(fail))
+        return {part: found[part] for part in ("weights", "random", "history", "metrics")}
+
+    expected = run(None)
+    for fail in (2, 7, 15):
+        assert run(fail) == expected, fail
+
+
+@pytest.mark.parametrize("signalled", [1, 3, 8])
+@pytest.mark.parametrize("name", ["loopwright's", "torchdata's, augmented", "augmented"])
+def test_a_validation_given_up_for_a_signal_is_made_again_after_the_resume(
+    tmp_path: Path, name: str, signalled: int
+) -> None:
+    case = Case(val=LOADERS[name], validate=Every(steps=2), save=Every(epochs=9), epochs=3)
+    expected, _ = unbroken(case, tmp_path / "unbroken")
+    passes = 0
+
+    def ask(state: State, output: object) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == signalled:
+            signal.raise_signal(signal.SIGTERM)
+
+    folder = tmp_path / "broken"
+    with pytest.raises(SystemExit):
+        fit(build(case, folder, None, At(on_eval_batch_end=ask)), case)
+    assert differences(expected, broken(case, folder, [])) == []
+
+
+class Measured(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return ((self.scale * predictions - targets) ** 2).mean() + (self.scale**2).sum()
+
+
+def test_parameters_that_only_the_optimizer_holds_are_part_of_the_run(tmp_path: Path) -> None:
+    def run(*stops: int) -> list[Tensor]:
+        folder = tmp_path / str(len(stops))
+        for steps in stops:
+            torch.manual_seed(0)
+            model, loss = nn.Linear(3, 1), Measured()
+            optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=0.1)
+            trainer = Trainer(model, optimizer, loss, callbacks=[Checkpoint(folder)], device="cpu")
+            trainer.fit(some_batches(8), steps=steps, resume="auto")
+        return [*model.parameters(), *loss.parameters()]
+
+    for expected, found in zip(run(7), run(3, 5, 7), strict=True):
+        assert torch.equal(expected, found)
+
+    model = nn.Linear(3, 1)
+    trainer = Trainer(model, torch.optim.Adam(model.parameters()), nn.MSELoss(), callbacks=[Checkpoint(tmp_path / "1")])
+    with pytest.raises(CheckpointError, match="parameter"):
+        trainer.fit(some_batches(8), steps=9, resume="auto")
+
+
+def test_a_run_whose_last_save_was_due_at_its_end_says_when_resumed_that_nothing_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = []
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="loopwright"):
+            results.append(line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=3, resume="auto"))
+    assert any("nothing to train" in record.message for record in caplog.records)
+    assert results[0].history == results[1].history
+    assert results[0].stop_reason == results[1].stop_reason == "epochs"
 
 
 @pytest.mark.parametrize("name", ["a generator of its own", "loopwright's", "one that keeps its place"])

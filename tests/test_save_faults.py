@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
+import logging
+import os
 import random
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,3 +159,43 @@ def test_a_limit_of_the_system_on_a_files_size_is_a_typed_error(
     assert found == {"raised": True, "errno": errno.EFBIG, "filename": str(tmp_path / "checkpoints")}
     assert list_checkpoints(tmp_path / "checkpoints") == []
     assert _goes_on(children, tmp_path, unbroken) == ""
+
+
+def test_a_save_is_announced_only_after_file_folder_and_parent_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+    names: dict[int, str] = {}
+
+    def noted(name: str, real: Any, *arguments: Any, **named: Any) -> Any:
+        found = real(*arguments, **named)
+        if name == "open":
+            names[found] = Path(arguments[0]).name
+        elif name == "fsync":
+            calls.append(f"sync {names[arguments[0]]}")
+        elif name == "rename":
+            calls.append(f"rename to {Path(arguments[1]).name}")
+        return found
+
+    for name in ("open", "fsync", "rename"):
+        monkeypatch.setattr(os, name, functools.partial(noted, name, getattr(os, name)))
+
+    class Announced(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("saved "):
+                calls.append("announced")
+
+    monkeypatch.setattr(logging.getLogger("loopwright"), "handlers", [Announced()])
+    folder = tmp_path / "new" / "checkpoints"
+    with caplog.at_level(logging.DEBUG, logger="loopwright"):
+        line_trainer(callbacks=[Checkpoint(folder)]).fit(some_batches(2), epochs=1)
+    writing = ".writing-step-000000002"
+    assert calls == [
+        f"sync {tmp_path.name}",  # in which the folders were made
+        "sync new",
+        *(f"sync {name}" for name in (*FILES, MANIFEST)),
+        f"sync {writing}",
+        "rename to step-000000002",
+        "sync checkpoints",
+        "announced",
+    ]

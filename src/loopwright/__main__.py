@@ -68,7 +68,7 @@ def _summary(path: Path, contents: Contents) -> dict[str, Any]:
     state = contents.state if isinstance(contents.state, dict) else {}
     tensors = {
         name: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)}
-        for name, t in contents.weights.items()
+        for name, t in sorted(contents.weights.items())
     }
     callbacks = state.get("callbacks")
     return {
@@ -95,7 +95,7 @@ def _as_text(found: dict[str, Any]) -> str:
     lines += [f"  {_safe(name)}: {_safe(value)}" for name, value in found["facts"].items() if value is not None]
     lines.append(f"  callbacks: {_safe(', '.join(found['callbacks']) or 'none')}")
     lines.append(f"  tensors beside the weights: {found['state tensors']}")
-    lines.append(f"  {MODEL}: {found['parameters']:,} numbers in {len(found['weights'])} tensors")
+    lines.append(f"  {MODEL}: {found['parameters']:,} numbers, tensors: {len(found['weights'])}")
     for name, tensor in found["weights"].items():
         lines.append(f"    {_safe(name)}  {tensor['dtype']}  {tuple(tensor['shape'])}")
     return "\n".join(lines)

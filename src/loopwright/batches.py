@@ -7,7 +7,8 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Protocol, TypeGuard, TypeVar
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -142,6 +143,8 @@ class EpochData:
         self._places: dict[int, dict[str, Any]] = {}  # of a loader that keeps its own: by the batches given before
         self._elsewhere = False  # whether they were taken in another process, and the loader does not know of them yet
         self._begun = False  # whether a pass over the data has begun in this process
+        self._val_place: dict[str, Any] | None = None  # of such a loader of validation data, after its last pass
+        self._val_elsewhere = False  # whether it does not know of that yet
         self._workers_kept = False  # whether the epoch began with persistent workers of an earlier one
 
     def attend(self, loader: object, val: object) -> None:
@@ -193,11 +196,7 @@ class EpochData:
         known = max((number for number in self._places if number <= done), default=None)
         if known is None:
             return _passed_over(iter(loader), done) if done else iter(loader)
-        own = generators_of(loader)
-        now = RandomState.capture(own)
-        loader.load_state_dict(self._places[known])
-        loader.state_dict()  # some make their iterator here, and draw for it once more
-        now.restore(own)
+        _put_back(loader, self._places[known])
         batches = iter(loader) if known else _or_next_epoch(loader)
         return _passed_over(batches, done - known) if done > known else batches
 
@@ -207,6 +206,29 @@ class EpochData:
             start = self._places.get(0)
             self._places = {} if start is None else {0: start}
             self._places[done] = self._loader.state_dict()
+
+    def begin_validation(self) -> dict[str, Any] | None:
+        """The place of a validation loader that keeps its own, before a pass."""
+        val = self._val
+        if not keeps_place(val):
+            return None
+        if self._val_elsewhere and self._val_place is not None:
+            _put_back(val, self._val_place)
+        self._val_elsewhere = False
+        return val.state_dict()
+
+    def end_validation(self) -> None:
+        """Take down that place after a pass."""
+        if keeps_place(self._val):
+            self._val_place = self._val.state_dict()
+
+    def undo_validation(self, place: dict[str, Any] | None) -> None:
+        """Have the pass made again from there as for the first time."""
+        if keeps_place(self._val) and place is not None:
+            if self._val_place is None:
+                self._val.load_state_dict(place)  # with the draws of its first pass still to come
+            else:
+                _put_back(self._val, place)
 
     @staticmethod
     def inexact(loader: object) -> str | None:
@@ -231,14 +253,57 @@ class EpochData:
         """What finds the place after ``done`` batches of the epoch again."""
         self.leave(done)
         at_start = None if self._at_start is None else self._at_start.state_dict()
-        return {"at_start": at_start, "place": self._places.get(done), "batches": length_of(self._loader)}
+        return {
+            "at_start": at_start,
+            "place": self._places.get(done),
+            "val_place": self._val_place,
+            "batches": length_of(self._loader),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], done: int) -> None:
         """Take back what ``state_dict`` returned, in another process."""
         at_start = state["at_start"]
         self._at_start = None if at_start is None else RandomState.from_state_dict(at_start)
         self._places = {} if state["place"] is None else {done: state["place"]}
-        self._elsewhere = True
+        self._val_place = state["val_place"]
+        self._elsewhere = self._val_elsewhere = True
+
+
+class Pass:
+    """One pass over evaluation data, which can be made again as for the first time where it fails or is given up.
+
+    Args:
+        data: The batches.
+        run: The run's place in its data, where this is its validation data.
+
+    Attributes:
+        start: The random generators as the pass begins.
+    """
+
+    def __init__(self, data: object, run: EpochData | None = None) -> None:
+        self._own = generators_of(data)
+        self.start = RandomState.capture(self._own)
+        self._run = run
+        self._place = None if run is None else run.begin_validation()
+        self._undone = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.undo()
+        elif self._run is not None and not self._undone:
+            self._run.end_validation()
+
+    def undo(self) -> None:
+        """Put generators and loader back to where they were."""
+        self._undone = True
+        if self._run is not None:
+            self._run.undo_validation(self._place)
+        self.start.restore(self._own)
 
 
 def named(make: Callable[[], Iterable[T]], where: Callable[[int], str], done: int = 0) -> Iterator[T]:
@@ -324,6 +389,15 @@ class _KeepsPlace(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
     def __iter__(self) -> Iterator[Any]: ...
+
+
+def _put_back(loader: _KeepsPlace, place: dict[str, Any]) -> None:
+    """Give a loader its place back; nothing is drawn by that."""
+    own = generators_of(loader)
+    now = RandomState.capture(own)
+    loader.load_state_dict(place)
+    loader.state_dict()  # some make their iterator here, and draw for it once more
+    now.restore(own)
 
 
 def keeps_place(loader: object) -> TypeGuard[_KeepsPlace]:

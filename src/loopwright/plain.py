@@ -287,7 +287,9 @@ def _check_size(data: bytes) -> None:
 
 def _too_much(amount: str) -> CheckpointError:
     return CheckpointError(
-        f"the plain data of a checkpoint comes to {amount}", fix="keep long rows of numbers in tensors"
+        f"the plain data of a checkpoint comes to {amount}",
+        why="plain data is for settings and counts, and reading it must not exhaust the memory",
+        fix="keep long rows of numbers in tensors",
     )
 
 

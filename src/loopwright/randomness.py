@@ -117,18 +117,6 @@ class RandomState:
 
 
 @contextlib.contextmanager
-def undrawn_on_error(own: Iterable[torch.Generator]) -> Iterator[RandomState]:
-    """A block that draws nothing if it fails: it can be run again as for the first time. It gets where they were."""
-    own = list(own)
-    before = RandomState.capture(own)
-    try:
-        yield before
-    except BaseException:
-        before.restore(own)
-        raise
-
-
-@contextlib.contextmanager
 def deterministic_kernels() -> Iterator[None]:
     """Deterministic kernels, or an error where torch has none, until the block ends."""
     cudnn = torch.backends.cudnn

@@ -50,7 +50,8 @@ class _Metrics(TypedDict):
 class _Data(TypedDict):
     at_start: dict[str, Any] | None  # the random generators when the epoch began
     place: dict[str, Any] | None  # that of a loader which keeps it
-    batches: Count | None  # its length
+    val_place: dict[str, Any] | None  # that of such a loader of validation data
+    batches: Count | None  # the length of the training data
 
 
 class _Averages(TypedDict):
@@ -90,6 +91,7 @@ class _Saved(TypedDict):
 
     model: _Model
     optimizer: dict[str, Any]
+    beside: list[Tensor]  # parameters that the optimizer holds and the model does not
     schedule: dict[str, Any] | None
     scaler: dict[str, Any] | None
     progress: _Progress
@@ -142,6 +144,11 @@ class Run:
         self.plateau: Monitor | None = None if monitor is None else Monitor(monitor, "min")
         self.history: History = History()
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is due whatever the targets are: a window's rest, a validation, an epoch's end."""
+        return self.window is not None or self.validation_due or self.epoch_over
+
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors under the plain module's own names: copies, on the CPU."""
         return {name: value.detach().to("cpu", copy=True) for name, value in self._own_weights().items()}
@@ -161,6 +168,7 @@ class Run:
                 "extra": {k: v for k, v in model.state_dict().items() if not fits_safetensors(k, v)},
             },
             "optimizer": plain_state(optimizer.state_dict()),
+            "beside": [parameter.detach() for parameter in _beside(self.state)],
             "schedule": None if self.schedule is None else plain_state(self.schedule.lr_scheduler.state_dict()),
             "scaler": None if self.scaler is None else plain_state(self.scaler.state_dict()),
             "progress": dataclasses.asdict(self.state.progress),
@@ -183,13 +191,16 @@ class Run:
             "callbacks": callbacks,
         }
 
-    def load_state_dict(self, weights: Mapping[str, Tensor], state: Any, train: object = None) -> None:
+    def load_state_dict(
+        self, weights: Mapping[str, Tensor], state: Any, train: object = None, val: object = None
+    ) -> None:
         """Take back what ``weights`` and ``state_dict`` returned, but for the random generators: those come last.
 
         Args:
             weights: The model's tensors.
             state: All else.
             train: The data that the run is to go on with.
+            val: Its validation data.
 
         Raises:
             CheckpointError: It is of another model, optimizer, schedule or list of callbacks, or of no run at all;
@@ -197,7 +208,8 @@ class Run:
         """
         saved = self._checked(weights, state)
         _check_generators(saved, train)
-        _check_place(saved, train)
+        _check_place(saved["data"]["place"], train)
+        _check_place(saved["data"]["val_place"], val)
         undo: list[Callable[[], object]] = []
         part = "the model"
         try:
@@ -206,6 +218,9 @@ class Run:
             optimizer = self.state.optimizer
             undo.append(_put_back(optimizer, optimizer.state_dict()))
             optimizer.load_state_dict(saved["optimizer"])
+            for parameter, value in zip(_beside(self.state), saved["beside"], strict=True):
+                undo.append(_copied_back(parameter))
+                parameter.data.copy_(value)
             part = "the schedule"
             if self.schedule is not None and saved["schedule"] is not None:
                 scheduler = self.schedule.lr_scheduler
@@ -290,6 +305,8 @@ class Run:
         saved = cast("_Saved", state)
         self._check_model(weights, saved["model"])
         check_optimizer(self.state.optimizer, saved["optimizer"])
+        if [_facts(value) for value in saved["beside"]] != [_facts(value) for value in _beside(self.state)]:
+            raise CheckpointError("the optimizer holds other parameters beside the model's than the checkpoint does")
         for name, here in (("schedule", self.schedule), ("scaler", self.scaler), ("plateau", self.plateau)):
             if (here is None) != (state[name] is None):
                 where = "the checkpoint" if here is None else "this trainer"
@@ -367,10 +384,10 @@ def _before(begins: tuple[int, int], progress: _Progress) -> bool:
     return begins[0] <= progress["batch"] and begins[1] <= progress["samples"]
 
 
-def _check_place(saved: _Saved, train: object) -> None:
+def _check_place(place: dict[str, Any] | None, loader: object) -> None:
     """Raise CheckpointError where there is no such place in the library's own loader."""
-    if isinstance(train, Loader) and saved["data"]["place"] is not None:
-        train.check_place(saved["data"]["place"])
+    if isinstance(loader, Loader) and place is not None:
+        loader.check_place(place)
 
 
 def _check_generators(saved: _Saved, train: object) -> None:
@@ -397,6 +414,17 @@ def parameters_of(state: State[Any]) -> list[Tensor]:
     """The model's parameters, and what else the optimizer holds, each once."""
     in_optimizer = (p for group in state.optimizer.param_groups for p in group["params"])
     return list({id(p): p for p in (*state.model.parameters(), *in_optimizer)}.values())
+
+
+def _beside(state: State[Any]) -> list[Tensor]:
+    """What the optimizer holds and the model does not, such as the parameters of a loss."""
+    of_model = {id(parameter) for parameter in state.model.parameters()}
+    return [parameter for parameter in parameters_of(state) if id(parameter) not in of_model]
+
+
+def _copied_back(parameter: Tensor) -> Callable[[], object]:
+    before = parameter.detach().to("cpu", copy=True)
+    return lambda: parameter.data.copy_(before)
 
 
 def _keyed(callbacks: Sequence[Callback[Any]]) -> dict[str, Callback[Any]]:

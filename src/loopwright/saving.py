@@ -104,7 +104,7 @@ class Saving:
             path = self._listed(path)
         self._run.data.attend(train, val)
         if path is not None:
-            self._restore(path, contents, refused, train)
+            self._restore(path, contents, refused, train, val)
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
             kept = list_checkpoints(checkpoint.folder) if not fresh and resume is None else []
             if path in (found := list_checkpoints(checkpoint.folder)):
@@ -119,9 +119,9 @@ class Saving:
         listed = (own for checkpoint in self._checkpoints for own in list_checkpoints(checkpoint.folder))
         return next((own for own in listed if own.samefile(path)), path)
 
-    def _restore(self, path: Path, contents: Contents, refused: Mapping[Path, str], train: object) -> None:
+    def _restore(self, path: Path, contents: Contents, refused: Mapping[Path, str], train: object, val: object) -> None:
         run = self._run
-        run.load_state_dict(contents.weights, contents.state, train)
+        run.load_state_dict(contents.weights, contents.state, train, val)
         RandomState.from_state_dict(contents.state["random"]).restore(run.data.generators())
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
             if path in list_checkpoints(checkpoint.folder):

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
 from loopwright.averages import Averages
-from loopwright.batches import check_loader, evaluated, length_of, no_batches, plan_fit
+from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batches, plan_fit
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
@@ -27,7 +27,7 @@ from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
 from loopwright.precision import Precision, autocast, grad_scaler
-from loopwright.randomness import deterministic_kernels, generators_of, seed_everything, undrawn_on_error
+from loopwright.randomness import deterministic_kernels, seed_everything
 from loopwright.result import Result
 from loopwright.run import Run
 from loopwright.saving import Saving
@@ -212,13 +212,16 @@ class Trainer(Generic[Model, Batch]):
         saving.check(resume)
         restores = resume is not None and (resume != "auto" or state.progress.fresh)
         if not restores and (reason := plan.reached(state.progress)) is not None:
-            return self._nothing_to_train(logging.WARNING, reason)
+            self._say_nothing_to_train(logging.WARNING, reason)
+            return self._as_it_ended(reason)
         with self._prepared("train", plan), saving:
             self._begin()
             restored = saving.begin(resume, train, val)
             reason = state.stop_reason or plan.reached(state.progress)
-            if reason is not None and self._run.ended and restored:  # else its end is still to come
-                return self._nothing_to_train(logging.INFO, reason)
+            if reason is not None and restored and not self._run.unfinished:
+                self._say_nothing_to_train(logging.INFO, reason)
+                if self._run.ended:  # else it was left between its last save and its end
+                    return self._as_it_ended(reason)
             self._run.ended = False
             with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
                 self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
@@ -230,8 +233,7 @@ class Trainer(Generic[Model, Batch]):
                 self._end(hooks)
         return self._result(reason)
 
-    def _nothing_to_train(self, level: int, reason: str) -> Result:
-        """What there is to return where the targets are reached already."""
+    def _say_nothing_to_train(self, level: int, reason: str) -> None:
         logger.log(
             level,
             "nothing to train: targets are absolute, and the run has ended already: %s (%s); "
@@ -239,6 +241,9 @@ class Trainer(Generic[Model, Batch]):
             reason,
             self.state.progress,
         )
+
+    def _as_it_ended(self, reason: str) -> Result:
+        """What there is to return where the targets are reached already."""
         self._guard.parameters(self.state.model)
         self._restore_best()
         return self._result(reason)
@@ -599,11 +604,11 @@ class Trainer(Generic[Model, Batch]):
             metric.reset()
         before, state.stage = state.stage, stage
         called = f"{'validation' if stage == 'val' else name} data"
-        own = generators_of(data)
-        with undrawn_on_error(own) as start, evaluating(state.model):
+        passing = Pass(data, self._run.data if stage == "val" else None)
+        with passing, evaluating(state.model):
             hooks.on_eval_start(state)
             # No name for the iterator: a traceback would keep it, and its workers, alive.
-            for batch in self._saving.until_asked(evaluated(data, called, start)):
+            for batch in self._saving.until_asked(evaluated(data, called, passing.start)):
                 batches += 1
                 batch = move(batch, state.device)
                 with self._autocast:
@@ -618,7 +623,7 @@ class Trainer(Generic[Model, Batch]):
                 if stage == "val" and self._saving.asked:
                     break
             if stage == "val" and self._saving.asked:  # given up: its sums and draws are undone, and it stays due
-                start.restore(own)
+                passing.undo()
                 return {}
             if not batches:
                 raise no_batches(f"the {called}", data)
