@@ -42,8 +42,9 @@ faults: .venv/.dev  ## kill, damage and starve runs by the hundred, and print wh
 docs: .venv/.dev  ## build the site into site/
 	$(PY) -m mkdocs build --strict
 
-bench: .venv/.examples  ## measure what the library adds to a plain loop
+bench: .venv/.examples  ## measure what the library adds to a plain loop, and what checkpoints cost
 	$(PY) benchmarks/overhead.py
+	$(PY) benchmarks/checkpoint.py
 
 clean:  ## remove what was built and cached; .venv and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

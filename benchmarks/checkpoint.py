@@ -1,8 +1,9 @@
 """What a checkpoint costs: for how long the loop is blocked, and how long it takes until it is durable.
 
-A model is trained with a ``Checkpoint`` in the list, which saves its weights and the optimizer's momentum. Compared
-are ``torch.save`` of the same state, with and without fsync, a raw write with fsync of as many bytes, and the SHA-256
-of as many bytes. All of them take turns, in an order that is reversed every round, on one disk and in one process.
+A model is trained with a ``Checkpoint`` in the list, which saves its weights and the optimizer's momentum. It is
+compared with ``torch.save`` of the same state, with and without fsync, a raw write with fsync of as many bytes, and
+the SHA-256 of as many bytes. All take turns, in an order that is reversed every round, on one disk and in one process.
+Every checkpoint is read back: it has to hold the weights and the momentum, bit for bit.
 
 $ python benchmarks/checkpoint.py --folder . --json checkpoint.json --markdown checkpoint.md
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import hashlib
 import json
@@ -23,13 +25,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
-from loopwright import Callback, Every, State, Trainer, latest_checkpoint
+from loopwright import Callback, Every, State, Trainer
 from loopwright.callbacks import Checkpoint
 from loopwright.checkpoint import read_checkpoint
 from measuring import Spread, Table, aligned, freeze, machine, markdown, seconds
@@ -66,7 +68,7 @@ class Problem:
         nn.functional.mse_loss(self.model(self.batch[0]), self.batch[1]).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()  # from here on there is momentum
         tensors = self.tensors()
-        self.bytes = memoryview(torch.cat([tensor.flatten() for tensor in tensors]).numpy()).cast("B")
+        self.bytes = torch.cat([tensor.flatten() for tensor in tensors]).numpy().data.cast("B")
 
     def state(self) -> dict[str, Any]:
         """What ``torch.save`` is given."""
@@ -116,6 +118,18 @@ class Taken:
     memory: float
 
 
+def prepare(size: int) -> None:
+    """Make all ways find the same memory, of which they may need twice as much as there is to save.
+
+    What others have freed goes back to the system, so that it is new memory for everybody. On a virtual machine the
+    system itself may have to fetch it from the host, which whoever comes first would pay for.
+    """
+    gc.collect()
+    torch.empty(2 * size, dtype=torch.uint8).zero_()
+    with contextlib.suppress(AttributeError):  # it is glibc's
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Memory:
     """The most memory that the process has at once, from when this was made, beyond what it had then."""
 
@@ -140,14 +154,15 @@ class Saves(Callback[Any], logging.Handler):
     The last hook before a save is the batch's end; when a checkpoint is durable, the library's log says so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         logging.Handler.__init__(self, logging.DEBUG)
+        self._size = size
         self.durable = threading.Event()
         self.begun_at = self.durable_at = 0.0
-        self._before: int | None = None  # the first save's own memory counts for those that use it again
+        self._before: int | None = None  # what the first batch found: memory that is kept counts for every save
 
     def on_batch_end(self, state: State[Any], output: object) -> None:
-        gc.collect()
+        prepare(self._size)
         self.durable.clear()
         self.memory = Memory(self._before)
         self._before = self.memory.before
@@ -170,6 +185,20 @@ class Saves(Callback[Any], logging.Handler):
         return {BLOCKED: Taken(blocked, memory), DURABLE: Taken(self.durable_at - self.begun_at, memory)}
 
 
+@contextlib.contextmanager
+def listening(handler: logging.Handler) -> Iterator[None]:
+    """Let the handler hear all that the library's log says."""
+    logger = logging.getLogger("loopwright")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 class Turns:
     """The training data, whose batches are where one way after the other takes its turn."""
 
@@ -183,11 +212,13 @@ class Turns:
             if way in RIVALS:
                 self.taken[way] = self._rival(RIVALS[way])
             else:
-                yield self._problem.batch  # a step, and then it is saved
+                yield self._problem.batch
+                yield self._problem.batch  # every second step is saved
                 self.taken |= {f"{way}: {what}": taken for what, taken in self._saves.took().items()}
                 check(self._problem, self._folder / "checkpoints")
 
     def _rival(self, rival: Rival) -> Taken:
+        prepare(len(self._problem.bytes))
         path, memory = self._folder / "rival", Memory()
         taken = seconds(partial(rival, self._problem, path))
         path.unlink(missing_ok=True)
@@ -196,9 +227,7 @@ class Turns:
 
 def check(problem: Problem, folder: Path) -> None:
     """Raise OtherStateError unless the newest checkpoint holds the problem's weights and momentum."""
-    newest = latest_checkpoint(folder)
-    if newest is None:
-        raise OtherStateError(f"there is no whole checkpoint in {folder}")
+    (newest,) = folder.glob("step-*")
     contents = read_checkpoint(newest)
     saved = [contents.weights[name] for name, _ in problem.model.named_parameters()]
     saved += [state["momentum_buffer"] for state in contents.state["optimizer"]["state"].values()]
@@ -223,17 +252,14 @@ def measure(case: Case, rounds: int, folder: Path) -> dict[str, Any]:
     for number in range(rounds):
         with tempfile.TemporaryDirectory(dir=folder) as place:
             ways = [LATER, *RIVALS]
-            saves = Saves()
+            saves = Saves(len(problem.bytes))
             turns = Turns(problem, saves, Path(place), ways if number % 2 else ways[::-1])
-            checkpoint = Checkpoint(Path(place, "checkpoints"), every=Every(steps=1), keep=1)
+            checkpoint = Checkpoint(Path(place, "checkpoints"), every=Every(steps=2), keep=1)
             trainer = Trainer(
                 problem.model, problem.optimizer, nn.MSELoss(), callbacks=[checkpoint, saves], device="cpu"
             )
-            logger = logging.getLogger("loopwright")
-            logger.setLevel(logging.DEBUG)
-            logger.addHandler(saves)
-            trainer.fit(turns, epochs=1)
-            logger.removeHandler(saves)
+            with listening(saves):
+                trainer.fit(turns, epochs=1)
             found.append(turns.taken)
     return report(case, len(problem.bytes), found)
 
@@ -252,6 +278,14 @@ def report(case: Case, size: int, found: Sequence[Mapping[str, Taken]]) -> dict[
             "memory_mb": asdict(Spread.of([taken[way].memory / 1e6 for taken in found])),
         }
     return {"case": case.name, "bytes": size, "ways": ways}
+
+
+def disk(folder: Path) -> str:
+    """The file system that a folder is on, as Linux tells it."""
+    mounts, place = Path("/proc/mounts"), folder.resolve()
+    rows = [line.split() for line in mounts.read_text().splitlines()] if mounts.exists() else []
+    found = {row[1]: f"{row[2]} on {row[0]}" for row in rows if place.is_relative_to(row[1])}
+    return found[max(found, key=len)] if found else "unknown"
 
 
 def as_table(reports: Iterable[Mapping[str, Any]]) -> Table:
@@ -293,7 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OtherStateError as error:
         sys.exit(str(error))
 
-    facts, table = machine() | {"rounds": str(rounds)}, as_table(reports)
+    facts, table = machine() | {"disk": disk(options.folder), "rounds": str(rounds)}, as_table(reports)
+    facts["processor"] = facts["processor"].removesuffix(", of which one is used")  # hashing and writing use others
     print(*(f"{name}: {fact}" for name, fact in facts.items()), "", aligned(table), sep="\n")
     if options.json is not None:
         options.json.write_text(json.dumps({"machine": facts, "rounds": rounds, "cases": reports}, indent=2) + "\n")

@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
 
 import loopwright
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -69,6 +73,13 @@ def markdown(table: Table) -> str:
     heading, *rows = table
     lines: Iterable[Sequence[str]] = (heading, ["---"] * len(heading), *rows)
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def plain_axes(ax: Axes) -> None:
+    """A light grid behind the data and no frame, like the learning curves that ``Result.plot`` draws."""
+    ax.grid(color="0.9", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def machine() -> dict[str, str]:

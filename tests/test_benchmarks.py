@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
+import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import checkpoint
 import measuring
 import overhead
+from loopwright.checkpoint import read_checkpoint
 from overhead import Case, OtherBitsError, Problem, Way
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "overhead.py"
@@ -161,4 +166,140 @@ def test_tables_are_aligned_on_a_terminal_and_ruled_on_a_page() -> None:
 def test_fewer_than_two_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         overhead.main(["--rounds", "1"])
+    assert "--rounds must be at least 2" in capsys.readouterr().err
+
+
+TINY = checkpoint.Case("tiny", layers=2, width=8)
+SAVES = [
+    f"{save}: {what}"
+    for save in ("first save", "later save")
+    for what in ("the loop is blocked", "until it is durable")
+]
+RIVALS = ["torch.save", "torch.save + fsync", "raw write + fsync", "SHA-256"]
+
+
+def test_the_checkpoint_benchmark_reports_every_way_for_every_size(tmp_path: Path) -> None:
+    script = SCRIPT.with_name("checkpoint.py")
+    figures, table = tmp_path / "checkpoint.json", tmp_path / "checkpoint.md"
+    command = [sys.executable, str(script), "--quick", "--json", str(figures), "--markdown", str(table)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.json", "checkpoint.md"]
+    found = json.loads(figures.read_text())
+    assert {"processor", "python", "torch", "loopwright", "date", "disk"} <= found["machine"].keys()
+    assert found["rounds"] == 2
+    (case,) = found["cases"]
+    assert (case["case"], case["bytes"]) == ("100 kB", 2 * 3 * 4 * (64 * 64 + 64))  # weights and momentum
+    assert list(case["ways"]) == SAVES + RIVALS
+    for way, reported in case["ways"].items():
+        assert reported.keys() == {"seconds", "mb_per_s", "of_torch_save", "of_raw_write_and_hash", "memory_mb"}
+        assert reported["seconds"]["median"] > 0
+        for text in (run.stdout, table.read_text()):
+            assert sum(f"{way} " in line and "100 kB" in line for line in text.splitlines()) >= 1
+    for save in ("first save", "later save"):
+        blocked, durable = (case["ways"][way]["seconds"] for way in SAVES if way.startswith(save))
+        assert blocked["median"] < durable["median"], "a save goes on once the loop does"
+
+
+def test_the_saves_and_their_rivals_take_turns_in_an_order_that_is_reversed_every_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str] = []
+    took = checkpoint.Saves.took
+
+    def noting(name: str, problem: checkpoint.Problem, path: Path) -> None:
+        turns.append(name)
+
+    def saving(saves: checkpoint.Saves) -> dict[str, checkpoint.Taken]:
+        turns.append("save")
+        return took(saves)
+
+    monkeypatch.setattr(checkpoint, "RIVALS", {name: partial(noting, name) for name in RIVALS})
+    monkeypatch.setattr(checkpoint.Saves, "took", saving)
+    found = checkpoint.measure(TINY, 2, tmp_path)
+
+    assert turns == ["save", *RIVALS[::-1], "save", "save", "save", *RIVALS]
+    assert list(found["ways"]) == SAVES + RIVALS
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_rival_writes_or_hashes_the_whole_state_and_syncs_where_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = checkpoint.Problem(TINY)
+    state = b"".join(tensor.numpy().tobytes() for tensor in problem.tensors())
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    for name, rival in checkpoint.RIVALS.items():
+        rival(problem, tmp_path / name)
+
+    assert bytes(problem.bytes) == state
+    assert (tmp_path / "raw write + fsync").read_bytes() == state
+    for name in ("torch.save", "torch.save + fsync"):
+        loaded = torch.load(tmp_path / name, weights_only=True)
+        momentum = [entry["momentum_buffer"] for entry in loaded["optimizer"]["state"].values()]
+        assert b"".join(tensor.numpy().tobytes() for tensor in (*loaded["model"].values(), *momentum)) == state
+    assert synced == [(tmp_path / name).stat().st_ino for name in ("torch.save + fsync", "raw write + fsync")]
+    assert not (tmp_path / "SHA-256").exists()
+
+
+@pytest.mark.usefixtures("untouched_process")
+def test_a_checkpoint_that_does_not_hold_the_state_gets_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(path: Path) -> object:
+        contents = read_checkpoint(path)
+        contents.state["optimizer"]["state"][1]["momentum_buffer"][0] += 1.0
+        return contents
+
+    monkeypatch.setattr(checkpoint, "read_checkpoint", other)
+    with pytest.raises(SystemExit, match="step-000000002 does not hold the weights and the momentum"):
+        checkpoint.main(["--quick", "--folder", str(tmp_path)])
+
+
+def test_ways_to_save_are_compared_within_a_round() -> None:
+    torch_save, raw, sha256 = RIVALS[0], RIVALS[2], RIVALS[3]
+    rounds = [dict.fromkeys(SAVES + RIVALS, checkpoint.Taken(seconds, 2e6)) for seconds in (1.0, 2.0)]
+    rounds[0] |= {torch_save: checkpoint.Taken(4.0, 0), raw: checkpoint.Taken(1.0, 0), sha256: checkpoint.Taken(1.0, 0)}
+    rounds[1] |= {torch_save: checkpoint.Taken(4.0, 0), raw: checkpoint.Taken(3.0, 0), sha256: checkpoint.Taken(5.0, 0)}
+    found = checkpoint.report(TINY, 6_000_000, rounds)["ways"][SAVES[0]]
+    medians = {name: spread["median"] for name, spread in found.items()}
+    assert medians == {
+        "seconds": 1.5,
+        "mb_per_s": (6 + 3) / 2,
+        "of_torch_save": (1 / 4 + 2 / 4) / 2,
+        "of_raw_write_and_hash": (1 / 2 + 2 / 8) / 2,
+        "memory_mb": 2.0,
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_memory_is_counted_from_where_the_measurement_begins() -> None:
+    before = checkpoint.Memory()
+    kept = torch.zeros(10_000_000, dtype=torch.uint8).fill_(1)
+    after = checkpoint.Memory()
+    assert 9e6 < before.peak() < 12e6
+    assert after.peak() < 2e6
+    del kept
+
+
+def test_the_library_is_as_quiet_as_before_once_nobody_listens() -> None:
+    logger = logging.getLogger("loopwright")
+    level, handlers = logger.level, list(logger.handlers)
+    with contextlib.suppress(KeyError), checkpoint.listening(checkpoint.Saves(0)):
+        assert logger.isEnabledFor(logging.DEBUG)
+        raise KeyError
+    assert (logger.level, list(logger.handlers)) == (level, handlers)
+
+
+def test_fewer_than_two_rounds_of_saves_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        checkpoint.main(["--rounds", "1"])
     assert "--rounds must be at least 2" in capsys.readouterr().err

@@ -16,16 +16,20 @@ import contextlib
 import copy
 import errno
 import hashlib
+import json
 import logging
 import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from loopwright.errors import CheckpointError, LockedError, SaveError
@@ -41,6 +45,15 @@ PathLike: TypeAlias = str | os.PathLike[str]
 _NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})(?:-([2-9]|[1-9][0-9]{1,8}))?")
 _LEFTOVER = re.compile(rf"\.(?:writing|deleting)-{_NAME.pattern}")
 _MAX_MANIFEST, _MAX_HEADER, _MAX_DIMENSIONS = 2**20, 2**25, 64
+# What safetensors calls them, from the last of a file to the first: so that each lies on a multiple of its size.
+_TYPES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2", torch.float8_e4m3fn: "F8_E4M3",
+    torch.int16: "I16", torch.uint16: "U16", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int32: "I32", torch.uint32: "U32", torch.float32: "F32",
+    torch.float64: "F64", torch.int64: "I64", torch.uint64: "U64",
+}  # fmt: skip
+Pieces: TypeAlias = Sequence[bytes | memoryview]
 
 logger = logging.getLogger("loopwright")
 
@@ -73,7 +86,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is to be saved, copied off the run.
+    """What is to be saved.
 
     Attributes:
         facts: Plain data that can be read without the rest; ``"step"`` names the folder.
@@ -101,32 +114,35 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     Raises:
         SaveError: The system refused to write; older checkpoints are untouched.
     """
-    files = {
-        MODEL: _tensor_bytes(snapshot.weights),
-        STATE_TENSORS: _tensor_bytes(snapshot.tensors),
-        STATE: to_json(snapshot.tree),
+    files: dict[str, Pieces] = {
+        MODEL: _tensor_pieces(snapshot.weights),
+        STATE_TENSORS: _tensor_pieces(snapshot.tensors),
+        STATE: [to_json(snapshot.tree)],
     }
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "facts": encode(snapshot.facts)[0],
-        "files": {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()},
-    }
-    head = to_json(manifest) + b"\n"
-    files[MANIFEST] = head + _sha256(head).encode() + b"\n"
+    facts = encode(snapshot.facts)[0]
     with SaveError.on(folder):
         target = _free_name(folder, snapshot.facts["step"])
-        _write_folder(folder, target, files)
+        _write_folder(folder, target, files, facts)
     return target
 
 
-def _write_folder(folder: Path, target: Path, files: Mapping[str, bytes]) -> None:
+def _write_folder(folder: Path, target: Path, files: Mapping[str, Pieces], facts: Any) -> None:
+    hashes: dict[str, str] = {}
     writing = folder / f".writing-{target.name}"
     _remove(writing)
     try:
         os.mkdir(writing)
-        for name, data in files.items():  # the manifest is the last
-            _write_file(writing / name, data)
+        hashing = threading.Thread(  # while the disk writes; it takes about as long
+            target=lambda: hashes.update((name, _sha256(*pieces)) for name, pieces in files.items()),
+            name="loopwright-hash",
+        )
+        hashing.start()
+        try:
+            for name, pieces in files.items():
+                _write_file(writing / name, pieces)
+        finally:
+            hashing.join()
+        _write_file(writing / MANIFEST, [_manifest(files, hashes, facts)])
         sync_folder(writing)
         os.rename(writing, target)
     except OSError:
@@ -136,15 +152,35 @@ def _write_folder(folder: Path, target: Path, files: Mapping[str, bytes]) -> Non
     sync_folder(folder)
 
 
-def _write_file(path: Path, data: bytes) -> None:
+def _manifest(files: Mapping[str, Pieces], hashes: Mapping[str, str], facts: Any) -> bytes:
+    entries = {name: {"size": sum(map(len, pieces)), "sha256": hashes[name]} for name, pieces in files.items()}
+    head = to_json({"format": FORMAT, "version": VERSION, "facts": facts, "files": entries}) + b"\n"
+    return head + _sha256(head).encode() + b"\n"
+
+
+def _write_file(path: Path, pieces: Pieces) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view[: 2**27]) :]
+        for view in _gathered(pieces):
+            while view:
+                view = view[os.write(descriptor, view[: 2**27]) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _gathered(pieces: Pieces) -> Iterator[memoryview]:
+    """The same bytes with small pieces put together: a thousand biases are not a thousand system calls."""
+    small = bytearray()
+    for piece in pieces:
+        if small and len(small) + len(piece) > 2**20:
+            yield memoryview(small)
+            small = bytearray()
+        if len(piece) > 2**20:
+            yield memoryview(piece)
+        else:
+            small += piece
+    yield memoryview(small)
 
 
 def sync_folder(folder: Path) -> None:
@@ -156,18 +192,38 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    import safetensors.torch  # here: a run that saves nothing does not need it
+def _tensor_pieces(tensors: Mapping[str, Tensor]) -> Pieces:
+    """The bytes that ``safetensors.torch.save`` makes of the tensors: the header, and each tensor's own memory.
 
-    # Each gets storage of its own: safetensors refuses tied and strided ones.
-    own = {name: tensor.to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    data = safetensors.torch.save(own)
-    _check_header(data, "the tensors")
-    return data
+    The library would copy them all into one piece, and refuse those that share memory or do not lie in one piece.
+    """
+    types = list(_TYPES)
+    entries, pieces, end = {}, [], 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-types.index(item[1].dtype), item[0])):
+        piece = _memory(tensor)
+        begin, end = end, end + len(piece)
+        entries[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        pieces.append(piece)
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    head = len(header).to_bytes(8, "little") + header
+    _check_header(head, "the tensors")
+    return [head, *pieces]
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _memory(tensor: Tensor) -> memoryview:
+    """The tensor's elements, little-endian: its own memory where it is such, else a copy."""
+    data = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
+    if sys.byteorder == "big":
+        data = data.reshape(-1, tensor.itemsize)[:, ::-1].reshape(-1)
+    return data.data
+
+
+def _sha256(*pieces: bytes | memoryview) -> str:
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+    return found.hexdigest()
 
 
 def _free_name(folder: Path, step: int) -> Path:

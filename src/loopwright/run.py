@@ -150,12 +150,9 @@ class Run:
         return self.window is not None or self.validation_due or self.epoch_over
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors under the plain module's own names: copies, on the CPU."""
-        return {name: value.detach().to("cpu", copy=True) for name, value in self._own_weights().items()}
-
-    def _own_weights(self) -> dict[str, Tensor]:
+        """The model's own tensors, under the plain module's names."""
         state = plain_module(self.state.model).state_dict()
-        return {name: value for name, value in state.items() if fits_safetensors(name, value)}
+        return {name: value.detach() for name, value in state.items() if fits_safetensors(name, value)}
 
     def state_dict(self) -> dict[str, Any]:
         """All but the weights, as plain data and tensors."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from loopwright.checkpoint import (
     FolderLock,
@@ -42,6 +47,8 @@ class Saver:
         self._lock = FolderLock(self.folder)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._copies = Snapshot({}, {}, None, {})  # of the newest save, whose memory the next one takes over
+        self.has_room: bool = False
         self._best: tuple[float, Path] | None = None
         self._strange: set[Path] = set()  # not removed, and said so
         self.place: tuple[object, ...] | None = None  # where the run was at its last save
@@ -68,14 +75,31 @@ class Saver:
         if mode is not None and (best := best_checkpoint(self.folder)) is not None:
             self._best = (read_manifest(best)["facts"]["score"], best)
 
+    def make_room(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Get the memory for copies of these in the background.
+
+        What the system has yet to find and to clear takes longer than the copying, and the first save would wait.
+        """
+        self.has_room = True
+        self._start(self._touch, weights, tensors)
+
     def save(self, snapshot: Snapshot) -> None:
-        """Save a snapshot in the background. Waits for the save before, if it is not done.
+        """Save a snapshot in the background; its tensors are copied before this returns.
+
+        Waits for the save before, if it is not done.
 
         Raises:
             SaveError: That one has failed.
         """
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="loopwright-save")
+        weights = _copied(snapshot.weights, self._copies.weights)
+        tensors = _copied(snapshot.tensors, self._copies.tensors)
+        self._copies = dataclasses.replace(snapshot, weights=weights, tensors=tensors)
+        self.has_room = True
+        self._start(self._write, self._copies)
+
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        self._thread = threading.Thread(target=work, args=arguments, name="loopwright-save")
         self._thread.start()
 
     def check(self) -> None:
@@ -105,6 +129,10 @@ class Saver:
             self._error = None
         self._lock.release()
 
+    def _touch(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        with contextlib.suppress(RuntimeError):  # of memory that is not there the save itself will tell
+            self._copies = Snapshot({}, _zeros(weights), None, _zeros(tensors))
+
     def _write(self, snapshot: Snapshot) -> None:
         try:
             path = write_checkpoint(self.folder, snapshot)
@@ -120,6 +148,25 @@ class Saver:
                     logger.warning("%s is not removed: there is something in it that no checkpoint has", found)
         except BaseException as error:  # whatever it is, the loop gets it at its next step
             self._error = error
+
+
+def _copied(tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, in the memory of the ones before where they fit."""
+    copies = {}
+    for name, tensor in tensors.items():
+        copy = before.get(name)
+        if copy is None or (copy.shape, copy.dtype) != (tensor.shape, tensor.dtype):
+            copy = _empty(tensor)
+        copies[name] = copy.copy_(tensor)
+    return copies
+
+
+def _zeros(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _empty(tensor).zero_() for name, tensor in tensors.items()}  # torch.zeros would not touch them
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
 
 def _made(folder: Path) -> Path:

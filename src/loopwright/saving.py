@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 
+from loopwright.adapters import plain_state
 from loopwright.batches import EpochData, length_of
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.checkpoint import Contents, Snapshot, list_checkpoints, read_checkpoint
@@ -168,6 +169,9 @@ class Saving:
             saver.check()
             if checkpoint.every.due_at_step(self._run.state.progress):
                 self._save(checkpoint, saver)
+            elif not saver.has_room:  # the first step is made, so that the optimizer has its state by now
+                optimizer = {"optimizer": plain_state(self._run.state.optimizer.state_dict())}
+                saver.make_room(self._run.weights(), encode(optimizer)[1])
 
     def at_epoch(self) -> None:
         """Save where this epoch is due."""
@@ -226,7 +230,6 @@ class Saving:
         self._guard.look(run.state)
         self._guard.parameters(run.state.model)
         tree, tensors = encode(run.state_dict())
-        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         facts: dict[str, Any] = {
             "step": progress.step,
             "epoch": progress.epoch,
@@ -238,7 +241,7 @@ class Saving:
             "checked": self._checked,
             "torch": str(torch.__version__),
         }
-        saver.save(Snapshot(facts, run.weights(), tree, copies))
+        saver.save(Snapshot(facts, run.weights(), tree, tensors))
         saver.place = self._place()
 
     def _place(self) -> tuple[object, ...]:
