@@ -88,7 +88,9 @@ def test_live_tensors_are_counted() -> None:
     before = memory.live_tensors()
     kept = [torch.zeros(1), torch.nn.Parameter(torch.zeros(1))]
     assert memory.live_tensors() - before >= len(kept)
-    assert memory.live_tensors() == sum(isinstance(each, Tensor) for each in gc.get_objects() if isinstance(each, Tensor))
+    assert memory.live_tensors() == sum(
+        isinstance(each, Tensor) for each in gc.get_objects() if isinstance(each, Tensor)
+    )
 
 
 def test_steps_that_cannot_be_divided_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
