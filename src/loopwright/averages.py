@@ -28,17 +28,17 @@ class Averages:
 
     def add(self, values: Mapping[str, float | Tensor], weight: float | Tensor) -> None:
         """Take in the values of one batch. A batch of weight 0 counts for nothing, even if its loss is NaN."""
+        if self._eager:
+            sums, weights, number = self._sums, self._weights, float(weight)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + (float(value) * number if number else 0.0)
+                weights[name] = weights.get(name, 0.0) + number
+            return
         for name, value in values.items():
-            if self._eager:
-                number = float(weight)
-                term = float(value) * number if number else 0.0
-                self._sums[name] = self._sums.get(name, 0.0) + term
-                self._weights[name] = self._weights.get(name, 0.0) + number
-            else:
-                pending = self._pending.setdefault(name, [])
-                pending.append((value, weight))
-                if len(pending) >= _FOLD:
-                    self._fold(name)
+            pending = self._pending.setdefault(name, [])
+            pending.append((value, weight))
+            if len(pending) >= _FOLD:
+                self._fold(name)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""

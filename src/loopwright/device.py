@@ -62,8 +62,12 @@ def move(batch: Any, device: torch.device) -> Any:
             return batch
         # Asynchronous from pinned memory; on the way to the CPU it would be read before it arrives.
         return batch.to(device, non_blocking=device.type != "cpu")
-    if type(batch) in (tuple, list) and all(isinstance(item, Tensor) and item.device == device for item in batch):
-        return batch  # the common case, without the walk
+    if type(batch) in (tuple, list):
+        for item in batch:
+            if not isinstance(item, Tensor) or item.device != device:
+                break
+        else:
+            return batch  # the common case, without the walk
     return map_leaves(lambda leaf: move(leaf, device), batch, device)
 
 

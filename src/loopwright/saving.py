@@ -164,7 +164,10 @@ class Saving:
             encode(self._run.state_dict())
 
     def at_step(self) -> None:
-        """Save where this optimizer step is due."""
+        """Obey, if there is something to, and save where this optimizer step is due."""
+        if not self._savers:
+            return
+        self.heed()
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
             saver.check()
             if checkpoint.every.due_at_step(self._run.state.progress):

@@ -142,8 +142,7 @@ class Metrics(Mapping[str, float]):
 
     def record(self, name: str, value: float | Tensor) -> None:
         """Store the newest value of a name that is known to be good. Callbacks call ``State.log``."""
-        self.mark += 1
-        self._marks[name] = self.mark
+        self.mark = self._marks[name] = self.mark + 1
         self._values[name] = value
 
 

@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
 Batch = TypeVar("Batch", default=Any)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Output:
     """What a step returns. Callbacks get it with every tensor detached.
 
@@ -47,11 +47,17 @@ class Output:
             return map_tensors(Tensor.detach, self)  # type: ignore[no-any-return]  # it keeps the type
         return Output(
             self.loss.detach(),
-            map_tensors(Tensor.detach, self.weight),
-            map_tensors(Tensor.detach, self.predictions),
-            map_tensors(Tensor.detach, self.targets),
-            map_tensors(Tensor.detach, self.metrics) if self.metrics else self.metrics,
+            None if self.weight is None else _detached(self.weight),
+            _detached(self.predictions),
+            _detached(self.targets),
+            _detached(self.metrics) if self.metrics else self.metrics,
         )
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad else value
+    return map_tensors(Tensor.detach, value)
 
 
 LossFn: TypeAlias = Callable[[Any, Any], Tensor]
@@ -159,8 +165,8 @@ def batch_size(batch: Any) -> int | None:
     """
     if type(batch) in (tuple, list) and len(batch) == 2:  # the common case, without the walk
         a, b = batch
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and a.shape[0] == b.shape[0]:
-            return a.shape[0]  # len() is written in Python there
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and a.size(0) == (size := b.size(0)):
+            return size  # len() is written in Python there
     found = set(sizes(batch).values())
     return found.pop() if len(found) == 1 else None
 
@@ -284,6 +290,8 @@ def values_of(output: Output, loss: float | Tensor) -> dict[str, float | Tensor]
         ConfigError: A metric of the step's has a bad name, or is not one real number.
     """
     values: dict[str, float | Tensor] = {"loss": loss}
+    if not output.metrics:
+        return values
     for name, value in output.metrics.items():
         if name == "loss":
             raise ConfigError(

@@ -26,6 +26,7 @@ from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
+from loopwright.optimizing import zero_grad_of
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import deterministic_kernels, seed_everything
 from loopwright.result import Result
@@ -162,7 +163,7 @@ class Trainer(Generic[Model, Batch]):
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
         self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
-        self._outside: list[Tensor] = []  # the model's that the optimizer does not hold
+        self._zero_grad: Callable[[], None] = optimizer.zero_grad  # and what the model has beside them
 
     def fit(
         self,
@@ -269,7 +270,7 @@ class Trainer(Generic[Model, Batch]):
 
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
-        state, progress, plan = self.state, self.state.progress, self.state.plan
+        state, progress, plan, run, saving = self.state, self.state.progress, self.state.plan, self._run, self._saving
         before = dataclasses.replace(progress)
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
@@ -280,15 +281,15 @@ class Trainer(Generic[Model, Batch]):
         for batch in self._saving.until_asked(self._run.data.batches(train, progress.epoch, progress.batch)):
             step = progress.step
             self._train_batch(hooks, batch)
-            self._saving.heed()
-            if self._run.window is not None:
+            if saving.asked:
+                saving.obey()
+            if run.window is not None:
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step:
-                if self._run.validation_due:
+                if run.validation_due:
                     self._evaluate(hooks, val, "val", "val")
-                self._saving.heed()
-                self._saving.at_step()
-            if state.stop_reason is not None or plan.reached(state.progress) is not None:
+                saving.at_step()
+            if state.stop_reason is not None or plan.reached(progress) is not None:
                 if progress.batch != plan.batches:
                     self._run.data.leave(progress.batch)
                     return
@@ -316,48 +317,51 @@ class Trainer(Generic[Model, Batch]):
         hooks.on_batch_start(state, batch)
         if self._run.window is None:
             self._run.window = Window(self._window_size(), (state.progress.batch, state.progress.samples))
-            optimizer.zero_grad()
-            for parameter in self._outside:
-                parameter.grad = None
+            self._zero_grad()
+        window = self._run.window
         if self._takes_closure:
             first: list[tuple[Output, int]] = []
             optimizer.step(self._closure(hooks, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
             output, samples = self._closure_stepped(hooks, first)
         else:
-            with self._autocast:
+            if self._autocast is None:
                 output = as_output(self._step(state.model, batch))
+            else:
+                with self._autocast:
+                    output = as_output(self._step(state.model, batch))
             weight, samples = weigh(output, batch, read=self._eager)
-            usable = self._take_in(output, weight)
+            usable = self._take_in(window, output, weight)
             loss = output.loss
             if self._output_wanted:
                 output = output.detached()
             if usable:
-                if self._run.window.size > 1:
-                    loss = loss / self._run.window.divisor(weight, loss.dtype)
+                if window.size > 1:
+                    loss = loss / window.divisor(weight, loss.dtype)
                 if self._scaler is not None:
                     loss = self._scaler.scale(loss)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
                 hooks.on_backward_end(state, output)
-            if self._run.window.full:
+            if window.full:
                 self._in_hand = samples
                 self._optimizer_step(hooks)
         self._in_hand = None
-        state.progress.batch += 1
-        state.progress.samples += samples
+        progress = state.progress
+        progress.batch += 1
+        progress.samples += samples
         hooks.on_batch_end(state, output)
-        self._guard.look_if_read(state)
+        if not self._eager:
+            self._guard.look_if_read(state)
 
-    def _take_in(self, output: Output, weight: float | Tensor) -> bool:
+    def _take_in(self, window: Window, output: Output, weight: float | Tensor) -> bool:
         """Add the batch to its window; whether its loss is one to go backward from."""
-        assert self._run.window is not None
         check_has_gradient(output.loss)
-        if self._run.window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
-            self._run.window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
+        if window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
+            window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
             self._guard.leave_out()
             return False
         value, finite = self._guard.loss(self.state, output.loss)
-        self._run.window.add(values_of(output, value), weight)
-        self._run.window.finite = self._run.window.finite and finite
+        window.add(values_of(output, value), weight)
+        window.finite = window.finite and finite
         return finite
 
     def _optimizer_step(self, hooks: Hooks) -> None:
@@ -372,12 +376,13 @@ class Trainer(Generic[Model, Batch]):
             return
         if scaler is not None:
             scaler.unscale_(optimizer)
-        if (correction := window.correction()) is not None:
+        if window.size > 1 and (correction := window.correction()) is not None:
             for parameter in self._parameters:
                 if parameter.grad is not None:
                     parameter.grad.div_(correction)
         hooks.on_before_step(state)
-        self._clip()
+        if self._settings.clip_norm is not None:
+            self._clip(self._settings.clip_norm)
         if scaler is not None:
             scale = scaler.get_scale()
             scaler.step(optimizer)
@@ -407,7 +412,7 @@ class Trainer(Generic[Model, Batch]):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            with self._autocast:
+            with self._autocast or contextlib.nullcontext():
                 output = as_output(self._step(state.model, batch))
             loss = output.loss
             check_has_gradient(loss)
@@ -421,7 +426,8 @@ class Trainer(Generic[Model, Batch]):
                 first.append((output, samples))
                 self._in_hand = samples
                 hooks.on_before_step(state)
-            self._clip()  # each evaluation alike, or the line search would compare unlike gradients
+            if self._settings.clip_norm is not None:  # at each, or the line search would compare unlike gradients
+                self._clip(self._settings.clip_norm)
             return loss.detach()
 
         return closure
@@ -440,11 +446,10 @@ class Trainer(Generic[Model, Batch]):
         self._stepped(hooks, window)
         return first[0]
 
-    def _clip(self) -> None:
-        if self._settings.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
-            if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
-                self._guard.norm(self.state, norm)
+    def _clip(self, largest: float) -> None:
+        norm = nn.utils.clip_grad_norm_(self._parameters, largest)
+        if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
+            self._guard.norm(self.state, norm)
 
     def _stepped(self, hooks: Hooks, window: Window) -> None:
         """After an optimizer step: counters, metrics, hooks, schedule."""
@@ -454,11 +459,13 @@ class Trainer(Generic[Model, Batch]):
         validate = state.plan.validate
         self._run.validation_due = validate is not None and validate.due_at_step(state.progress)
         hooks.on_step_end(state)
-        self._move_schedule("step")
+        if self._settings.schedule is not None:
+            self._move_schedule("step")
 
     def _log_window(self, window: Window) -> None:
+        record = self.state.metrics.record
         for name, value in window.commit(self._run.averages).items():
-            self.state.metrics.record(f"train/{name}", value)
+            record(f"train/{name}", value)
 
     def _move_schedule(self, each: str) -> None:
         schedule = self._settings.schedule
@@ -542,7 +549,7 @@ class Trainer(Generic[Model, Batch]):
         of_model = {id(p): p for p in model.parameters()}
         self._parameters = [p for key, p in of_model.items() if key in held]
         self._parameters += [p for key, p in held.items() if key not in of_model]
-        self._outside = [p for key, p in of_model.items() if key not in held]
+        self._zero_grad = zero_grad_of(state.optimizer, [p for key, p in of_model.items() if key not in held])
 
     def _end(self, hooks: Hooks) -> None:
         """The end of a fit that went well."""
@@ -611,7 +618,7 @@ class Trainer(Generic[Model, Batch]):
             for batch in self._saving.until_asked(evaluated(data, called, passing.start)):
                 batches += 1
                 batch = move(batch, state.device)
-                with self._autocast:
+                with self._autocast or contextlib.nullcontext():
                     output = as_output(self._step(state.model, batch))
                 output = output.detached() if wanted or metrics else output
                 weight, _ = weigh(output, batch, read=self._eager)
@@ -659,7 +666,7 @@ class Trainer(Generic[Model, Batch]):
         with self._prepared("predict", Plan(batches=length_of(data))), evaluating(self.state.model):
             for batch in evaluated(data, "data to predict", None):
                 batch = move(batch, self.state.device)
-                with self._autocast:
+                with self._autocast or contextlib.nullcontext():
                     if forward is not None:
                         output = forward(self.state.model, batch)
                     elif self._custom_step:
