@@ -62,13 +62,26 @@ def move(batch: Any, device: torch.device) -> Any:
             return batch
         # Asynchronous from pinned memory; on the way to the CPU it would be read before it arrives.
         return batch.to(device, non_blocking=device.type != "cpu")
-    if type(batch) in (tuple, list):
-        for item in batch:
-            if not isinstance(item, Tensor) or item.device != device:
-                break
-        else:
-            return batch  # the common case, without the walk
+    if type(batch) in (tuple, list) and all(isinstance(item, Tensor) and item.device == device for item in batch):
+        return batch  # the common case, without the walk
     return map_leaves(lambda leaf: move(leaf, device), batch, device)
+
+
+def mover(device: torch.device) -> Callable[[Any], Any]:
+    """``move`` to that device, quick where a batch on the CPU is to stay there."""
+    if device.type != "cpu":
+        return lambda batch: move(batch, device)
+
+    def to_cpu(batch: Any) -> Any:
+        if type(batch) is list or type(batch) is tuple:
+            for item in batch:
+                if not isinstance(item, Tensor) or not item.is_cpu:
+                    break
+            else:
+                return batch
+        return move(batch, device)
+
+    return to_cpu
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -90,7 +90,8 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
     by_index = isinstance(loss_fn, _BY_INDEX) or any(loss_fn is function for function in _BY_INDEX_FUNCTIONS)
 
     def supervised(model: nn.Module, batch: Any) -> Output:
-        if isinstance(batch, (Mapping, Tensor, str)):  # what could be taken apart, but is no pair
+        # What could be taken apart, but is no pair. The first test spares the common kinds the second, which is slow.
+        if type(batch) not in _PAIRS and isinstance(batch, (Mapping, Tensor, str)):
             raise _not_a_pair(batch)
         try:
             inputs, targets = batch
@@ -106,6 +107,9 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
         return Output(loss_fn(predictions, targets), None, predictions, targets)
 
     return supervised
+
+
+_PAIRS = (list, tuple)
 
 
 def _not_a_pair(batch: Any) -> DataError:
@@ -163,10 +167,10 @@ def batch_size(batch: Any) -> int | None:
 
     None where its tensors do not agree or where it has none; ``sizes`` then says what there is.
     """
-    if type(batch) in (tuple, list) and len(batch) == 2:  # the common case, without the walk
+    if (type(batch) is list or type(batch) is tuple) and len(batch) == 2:  # the common case, without the walk
         a, b = batch
         if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and a.size(0) == (size := b.size(0)):
-            return size  # len() is written in Python there
+            return size
     found = set(sizes(batch).values())
     return found.pop() if len(found) == 1 else None
 
@@ -211,7 +215,7 @@ def unknown_size(batch: Any) -> DataError:
 
 
 def as_output(returned: Any) -> Output:
-    """What a step returned, as an Output with a loss that is one real floating number.
+    """What a step returned, as an Output.
 
     Raises:
         ConfigError: It returned something else.
@@ -223,7 +227,12 @@ def as_output(returned: Any) -> Output:
             why="a step returns the loss, a tensor, or an Output that holds it",
             fix="return loss, or return Output(loss, predictions=..., targets=...)",
         )
-    loss = output.loss
+    check_loss(output.loss)
+    return output
+
+
+def check_loss(loss: object) -> None:
+    """Raise ConfigError unless it is one real floating number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         what = f"{describe(loss)} and {loss.dtype}" if isinstance(loss, Tensor) else describe(loss)
         raise ConfigError(
@@ -231,11 +240,11 @@ def as_output(returned: Any) -> Output:
             why="backward starts from one real number",
             fix='take its mean(), or build the loss function with reduction="mean"',
         )
-    return output
 
 
-def check_has_gradient(loss: Tensor) -> None:
-    """Raise ConfigError where there is nothing for backward to do."""
+def check_trainable(loss: Tensor) -> None:
+    """Raise ConfigError unless backward can start from it."""
+    check_loss(loss)
     if not loss.requires_grad:
         raise ConfigError(
             "the loss does not depend on any trainable parameter",
@@ -257,8 +266,8 @@ def weigh(output: Output, batch: Any, *, read: bool) -> tuple[float | Tensor, in
         DataError: The step gave no weight, and the batch's size is not clear.
         ConfigError: The weight is not a number of at least 0.
     """
-    weight, samples = output.weight, batch_size(batch)
-    if weight is None:
+    samples = batch_size(batch)
+    if (weight := output.weight) is None:
         if samples is None:
             raise unknown_size(batch)
         return samples, samples

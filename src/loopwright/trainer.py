@@ -21,7 +21,7 @@ from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batc
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
-from loopwright.device import map_tensors, move, place, resolve_device
+from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
@@ -41,7 +41,7 @@ from loopwright.step import (
     Output,
     Step,
     as_output,
-    check_has_gradient,
+    batch_size,
     inputs_of,
     joined,
     named_scores,
@@ -139,6 +139,7 @@ class Trainer(Generic[Model, Batch]):
         self._stopper = restoring(self._settings.callbacks)
 
         self.state = State(model, optimizer, resolve_device(device))
+        self._move = mover(self.state.device)
         self._loss = loss
         self._custom_step = step is not None
         self._step: Callable[[Model, Any], Output | Tensor] = step if step is not None else supervised_step(loss)  # type: ignore[arg-type]  # check_step: one of them is there
@@ -160,6 +161,7 @@ class Trainer(Generic[Model, Batch]):
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._saving = self._savers()
+        self._single = Window(1)  # each window's, where one batch is one window
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
         self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
@@ -298,7 +300,7 @@ class Trainer(Generic[Model, Batch]):
         if progress.batch == 0:
             raise no_batches("the training data", train)
         if self._run.window is not None:  # a short one, where only the end of the data could tell
-            self._optimizer_step(hooks)
+            self._optimizer_step(hooks, self._run.window)
             if self._run.validation_due:
                 self._evaluate(hooks, val, "val", "val")
                 self._saving.heed()
@@ -312,26 +314,35 @@ class Trainer(Generic[Model, Batch]):
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
         """One batch: the canonical step, with what is due around it."""
-        state, optimizer = self.state, self.state.optimizer
-        batch = move(batch, state.device)
+        state = self.state
+        batch = self._move(batch)
         hooks.on_batch_start(state, batch)
-        if self._run.window is None:
-            self._run.window = Window(self._window_size(), (state.progress.batch, state.progress.samples))
-            self._zero_grad()
         window = self._run.window
+        if window is None:
+            window = self._run.window = self._open_window()
+            self._zero_grad()
         if self._takes_closure:
-            first: list[tuple[Output, int]] = []
-            optimizer.step(self._closure(hooks, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
-            output, samples = self._closure_stepped(hooks, first)
+            output, samples = self._closure_step(hooks, window, batch)
         else:
             if self._autocast is None:
-                output = as_output(self._step(state.model, batch))
+                output = self._step(state.model, batch)
             else:
                 with self._autocast:
-                    output = as_output(self._step(state.model, batch))
-            weight, samples = weigh(output, batch, read=self._eager)
-            usable = self._take_in(window, output, weight)
+                    output = self._step(state.model, batch)
+            if type(output) is not Output:
+                output = as_output(output)
             loss = output.loss
+            if output.weight is None and (samples := batch_size(batch)) is not None:
+                weight: float | Tensor = samples
+            else:
+                weight, samples = weigh(output, batch, read=self._eager)
+            if window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
+                value, usable = 0.0, False  # it counts for nothing, even if its loss is NaN
+                self._guard.leave_out()
+            else:
+                value, usable = self._guard.loss(state, loss)
+                window.finite = window.finite and usable
+            window.add(values_of(output, value) if output.metrics else {"loss": value}, weight)
             if self._output_wanted:
                 output = output.detached()
             if usable:
@@ -343,7 +354,7 @@ class Trainer(Generic[Model, Batch]):
                 hooks.on_backward_end(state, output)
             if window.full:
                 self._in_hand = samples
-                self._optimizer_step(hooks)
+                self._optimizer_step(hooks, window)
         self._in_hand = None
         progress = state.progress
         progress.batch += 1
@@ -352,23 +363,10 @@ class Trainer(Generic[Model, Batch]):
         if not self._eager:
             self._guard.look_if_read(state)
 
-    def _take_in(self, window: Window, output: Output, weight: float | Tensor) -> bool:
-        """Add the batch to its window; whether its loss is one to go backward from."""
-        check_has_gradient(output.loss)
-        if window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
-            window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
-            self._guard.leave_out()
-            return False
-        value, finite = self._guard.loss(self.state, output.loss)
-        window.add(values_of(output, value), weight)
-        window.finite = window.finite and finite
-        return finite
-
-    def _optimizer_step(self, hooks: Hooks) -> None:
+    def _optimizer_step(self, hooks: Hooks, window: Window) -> None:
         """The end of a window: its gradients averaged and clipped, and the optimizer's step."""
-        state, optimizer, scaler, window = self.state, self.state.optimizer, self._scaler, self._run.window
-        assert window is not None
-        if not window.finite or window.empty:
+        state, optimizer, scaler = self.state, self.state.optimizer, self._scaler
+        if not window.finite or (window.size > 1 and window.empty):
             self._run.window = None
             state.progress.skipped += 1
             if not window.finite:
@@ -401,21 +399,21 @@ class Trainer(Generic[Model, Batch]):
             if self._settings.on_nonfinite == "skip":
                 self._guard.parameters(state.model)
             else:
-                self._log_window(window)  # its losses are sound: it was the scale that was too large
+                # Its losses are sound: it was the scale that was too large.
+                state.metrics.hold("train", window.commit(self._run.averages))
         else:
             self._stepped(hooks, window)
 
-    def _closure(self, hooks: Hooks, batch: Batch, first: list[tuple[Output, int]]) -> Callable[[], Tensor]:
-        """What an optimizer such as LBFGS calls to evaluate the loss; its first output and size go into ``first``."""
-        state, optimizer, window = self.state, self.state.optimizer, self._run.window
-        assert window is not None
+    def _closure_step(self, hooks: Hooks, window: Window, batch: Batch) -> tuple[Output, int]:
+        """A step of an optimizer such as LBFGS, which evaluates the loss itself; the first output, and its size."""
+        state, optimizer = self.state, self.state.optimizer
+        first: list[tuple[Output, int]] = []
 
         def closure() -> Tensor:
             optimizer.zero_grad()
             with self._autocast or contextlib.nullcontext():
                 output = as_output(self._step(state.model, batch))
             loss = output.loss
-            check_has_gradient(loss)
             value, _ = self._guard.loss(state, loss)
             output = output.detached()
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
@@ -430,15 +428,10 @@ class Trainer(Generic[Model, Batch]):
                 self._clip(self._settings.clip_norm)
             return loss.detach()
 
-        return closure
-
-    def _closure_stepped(self, hooks: Hooks, first: list[tuple[Output, int]]) -> tuple[Output, int]:
-        """After a step through a closure: the first output, and its size."""
-        window = self._run.window
-        assert window is not None
+        optimizer.step(closure)  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
         if not first:
             raise ConfigError(
-                f"{type(self.state.optimizer).__name__}.step did not call its closure",
+                f"{type(optimizer).__name__}.step did not call its closure",
                 why="the closure is where the batch's loss and gradients come from",
                 fix="call it in step; an optimizer that can do without declares step(self, closure=None)",
             )
@@ -453,19 +446,14 @@ class Trainer(Generic[Model, Batch]):
 
     def _stepped(self, hooks: Hooks, window: Window) -> None:
         """After an optimizer step: counters, metrics, hooks, schedule."""
-        state = self.state
+        state, run = self.state, self._run
         state.progress.step += 1
-        self._log_window(window)
+        state.metrics.hold("train", window.commit(run.averages))
         validate = state.plan.validate
-        self._run.validation_due = validate is not None and validate.due_at_step(state.progress)
+        run.validation_due = validate is not None and validate.due_at_step(state.progress)
         hooks.on_step_end(state)
         if self._settings.schedule is not None:
             self._move_schedule("step")
-
-    def _log_window(self, window: Window) -> None:
-        record = self.state.metrics.record
-        for name, value in window.commit(self._run.averages).items():
-            record(f"train/{name}", value)
 
     def _move_schedule(self, each: str) -> None:
         schedule = self._settings.schedule
@@ -477,11 +465,13 @@ class Trainer(Generic[Model, Batch]):
             step: Callable[[float], object] = schedule.lr_scheduler.step  # type: ignore[assignment]  # Schedule saw to it
             step(value)
 
-    def _window_size(self) -> int:
-        """How many batches the window that begins here will hold: fewer at the end of an epoch of known length."""
-        accumulate, plan = self._settings.accumulate, self.state.plan
-        left = accumulate if plan.batches is None else plan.batches - self.state.progress.batch
-        return min(accumulate, left) if left > 0 else accumulate
+    def _open_window(self) -> Window:
+        """The window that begins here. It will hold fewer batches at the end of an epoch of known length."""
+        accumulate, plan, progress = self._settings.accumulate, self.state.plan, self.state.progress
+        if accumulate == 1:
+            return self._single
+        left = accumulate if plan.batches is None else plan.batches - progress.batch
+        return Window(min(accumulate, left) if left > 0 else accumulate, (progress.batch, progress.samples))
 
     def _log_means(self) -> None:
         """The epoch's means, after its last step."""
@@ -523,8 +513,9 @@ class Trainer(Generic[Model, Batch]):
         """Begin the run, or go on where the last fit ended."""
         state, settings, model = self.state, self._settings, self.state.model
         state.stop_reason = None
-        if self._run.window is not None:  # an error left it open: its batches made no step, and get their turn again
-            state.progress.batch, state.progress.samples = self._run.window.begins
+        if (window := self._run.window) is not None:  # an error left it open
+            if window is not self._single:  # its batches made no step, and get their turn again
+                state.progress.batch, state.progress.samples = window.begins
             self._run.window = None
         elif self._in_hand is not None:  # an error came between its step and its count
             state.progress.batch += 1
@@ -617,7 +608,7 @@ class Trainer(Generic[Model, Batch]):
             # No name for the iterator: a traceback would keep it, and its workers, alive.
             for batch in self._saving.until_asked(evaluated(data, called, passing.start)):
                 batches += 1
-                batch = move(batch, state.device)
+                batch = self._move(batch)
                 with self._autocast or contextlib.nullcontext():
                     output = as_output(self._step(state.model, batch))
                 output = output.detached() if wanted or metrics else output
@@ -665,7 +656,7 @@ class Trainer(Generic[Model, Batch]):
         outputs: list[Any] = []
         with self._prepared("predict", Plan(batches=length_of(data))), evaluating(self.state.model):
             for batch in evaluated(data, "data to predict", None):
-                batch = move(batch, self.state.device)
+                batch = self._move(batch)
                 with self._autocast or contextlib.nullcontext():
                     if forward is not None:
                         output = forward(self.state.model, batch)

@@ -45,9 +45,10 @@ class Window:
 
     def add(self, values: Values, weight: float | Tensor) -> None:
         """Take in what one batch came to."""
-        self._entries.append((values, weight))
         if self.size == 1:
+            self._entries = [(values, weight)]
             return
+        self._entries.append((values, weight))
         if isinstance(weight, Tensor):
             weight = _wide(weight)
             # A fill needs no transfer, and a transfer would wait for the device.
