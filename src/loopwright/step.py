@@ -167,10 +167,6 @@ def batch_size(batch: Any) -> int | None:
 
     None where its tensors do not agree or where it has none; ``sizes`` then says what there is.
     """
-    if (type(batch) is list or type(batch) is tuple) and len(batch) == 2:  # the common case, without the walk
-        a, b = batch
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and a.size(0) == (size := b.size(0)):
-            return size
     found = set(sizes(batch).values())
     return found.pop() if len(found) == 1 else None
 
@@ -266,8 +262,13 @@ def weigh(output: Output, batch: Any, *, read: bool) -> tuple[float | Tensor, in
         DataError: The step gave no weight, and the batch's size is not clear.
         ConfigError: The weight is not a number of at least 0.
     """
+    weight = output.weight
+    if weight is None and (type(batch) is list or type(batch) is tuple) and len(batch) == 2:
+        a, b = batch  # the common case, without a call
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and a.size(0) == (size := b.size(0)):
+            return size, size
     samples = batch_size(batch)
-    if (weight := output.weight) is None:
+    if weight is None:
         if samples is None:
             raise unknown_size(batch)
         return samples, samples

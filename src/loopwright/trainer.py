@@ -41,7 +41,6 @@ from loopwright.step import (
     Output,
     Step,
     as_output,
-    batch_size,
     inputs_of,
     joined,
     named_scores,
@@ -325,20 +324,16 @@ class Trainer(Generic[Model, Batch]):
             output, samples = self._closure_step(hooks, window, batch)
         else:
             if self._autocast is None:
-                output = self._step(state.model, batch)
+                returned = self._step(state.model, batch)
             else:
                 with self._autocast:
-                    output = self._step(state.model, batch)
-            if type(output) is not Output:
-                output = as_output(output)
-            loss = output.loss
-            if output.weight is None and (samples := batch_size(batch)) is not None:
-                weight: float | Tensor = samples
-            else:
-                weight, samples = weigh(output, batch, read=self._eager)
+                    returned = self._step(state.model, batch)
+            output = returned if type(returned) is Output else as_output(returned)
+            loss, usable = output.loss, False
+            value: float | Tensor = 0.0
+            weight, samples = weigh(output, batch, read=self._eager)
             if window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
-                value, usable = 0.0, False  # it counts for nothing, even if its loss is NaN
-                self._guard.leave_out()
+                self._guard.leave_out()  # it counts for nothing, even if its loss is NaN
             else:
                 value, usable = self._guard.loss(state, loss)
                 window.finite = window.finite and usable
