@@ -40,12 +40,12 @@ def fetched(data: Iterable[T]) -> Iterator[T]:
     the same bits in a fraction of the time. The order comes from the loader's own sampler, so nothing else changes:
     neither what is drawn from which generator, nor when.
     """
-    return _made(data) if why_not_whole(data) is None else iter(data)
+    return _made(data, whole=True) if why_not_whole(data) is None else iter(data)
 
 
 def fetched_after(loader: Any, skip: Skip) -> Iterator[Any]:
     """The batches of a loader that ``can_skip``, of whose batches ``skip`` passes over the first, in indices only."""
-    return _made(loader, skip)
+    return _made(loader, skip, whole=why_not_whole(loader) is None)
 
 
 def say_how(name: str, data: object) -> None:
@@ -69,6 +69,8 @@ def why_not_whole(data: object) -> str | None:
         return "since it makes no batches of samples"
     dataset = data.dataset
     while type(dataset) is Subset and "__getitems__" not in vars(dataset):
+        if _as_rows(dataset).dtype != torch.int64:
+            return "since a Subset's indices are not all whole numbers"
         dataset = dataset.dataset
     if type(dataset) is not TensorDataset or "__getitems__" in vars(dataset):
         return f"since its dataset is a {type(dataset).__name__}, and no plain TensorDataset or Subset of one"
@@ -77,6 +79,12 @@ def why_not_whole(data: object) -> str | None:
     if data.pin_memory and not torch.cuda.is_available():
         return "since it has something to say about pinned memory"
     return None
+
+
+def _as_rows(subset: Subset[Any]) -> Tensor:
+    """The indices of a subset, those that count from the end made to count from the start."""
+    indices = torch.as_tensor(subset.indices)
+    return torch.where(indices < 0, indices + len(subset.dataset), indices)  # type: ignore[arg-type]  # it has a length
 
 
 def _is_plain(tensor: Tensor, device: torch.device) -> bool:
@@ -100,9 +108,8 @@ def can_skip(loader: object) -> bool:
     )
 
 
-def _made(loader: Any, skip: Skip = iter) -> Iterator[Any]:
+def _made(loader: Any, skip: Skip = iter, *, whole: bool) -> Iterator[Any]:
     """The loader's batches, without its iterator; that one's draws are made here and now, as by ``iter(loader)``."""
-    whole = why_not_whole(loader) is None
     sampler = loader.batch_sampler
     indices: Iterator[Any] = _in_tensors(sampler) if whole and _is_one_draw(sampler) else iter(sampler)
     _draw_base_seed(loader)
@@ -136,13 +143,13 @@ def _in_tensors(batched: Any) -> Iterator[Tensor]:
 def _gathered(loader: Any, batches: Iterator[Any]) -> Iterator[list[Tensor]]:
     dataset, subsets = loader.dataset, []
     while type(dataset) is Subset:
-        subsets.append(torch.as_tensor(dataset.indices, dtype=torch.int64))
+        subsets.append(_as_rows(dataset))
         dataset = dataset.dataset
     tensors, length = dataset.tensors, len(loader.dataset)
     for indices in batches:
         if isinstance(indices, Tensor):
             rows = indices
-        elif all(type(index) is int and 0 <= index < length for index in indices):
+        elif indices and all(type(index) is int and 0 <= index < length for index in indices):
             rows = torch.tensor(indices, dtype=torch.int64)
         else:  # whatever a sampler of one's own means by it
             yield next(_collated(loader, iter([indices])))
