@@ -19,7 +19,16 @@ from torch.utils.data import (
 
 from loopwright.data import Loader
 from loopwright.errors import ConfigError, DataError
-from loopwright.fetching import STANDARD, can_skip, drawing, fetched, fetched_after, samples_of, say_how
+from loopwright.fetching import (
+    STANDARD,
+    can_skip,
+    drawing,
+    draws_from_torch_alone,
+    fetched,
+    fetched_after,
+    samples_of,
+    say_how,
+)
 from loopwright.randomness import RandomState, generators_of
 from loopwright.schedule import Every, check_count
 from loopwright.state import Plan
@@ -173,7 +182,7 @@ class EpochData:
         if done and isinstance(loader, (list, tuple)):
             return _pass(iter(loader), done)
         if done == 0 or self._at_start is None:
-            self._at_start = RandomState.capture(own)
+            self._at_start = RandomState.capture(own, torchs_only=draws_from_torch_alone(loader))
             self._workers_kept = getattr(loader, "_iterator", None) is not None
             return _passed_over(iter(loader), done) if done else fetched(loader)
         now = RandomState.capture(own)

@@ -48,9 +48,14 @@ def fetched_after(loader: Any, skip: Skip) -> Iterator[Any]:
     return _made(loader, skip, whole=why_not_whole(loader) is None)
 
 
+def draws_from_torch_alone(loader: object) -> bool:
+    """Whether a pass over the data asks no generator but torch's, so that only those lead back to a place in it."""
+    return isinstance(loader, DataLoader) and why_not_whole(loader) is None and type(drawing(loader)) in STANDARD
+
+
 def say_how(name: str, data: object) -> None:
     """One line for those who want to know: which way the batches are fetched, and why."""
-    if logger.isEnabledFor(logging.DEBUG):
+    if isinstance(data, DataLoader) and logger.isEnabledFor(logging.DEBUG):
         why = why_not_whole(data)
         logger.debug(
             "%s: %s", name, "whole batches are gathered" if why is None else f"the loader's own batches, {why}"
@@ -201,7 +206,7 @@ def samples_of(loader: object, start: RandomState | None, number: int) -> list[A
     return None
 
 
-def drawing(loader: DataLoader[Any]) -> object:
+def drawing(loader: DataLoader[Any]) -> Any:
     """What draws a loader's indices: its sampler, that of a plain batch sampler, or a batch sampler of another kind."""
     batched = loader.batch_sampler
     if batched is None:

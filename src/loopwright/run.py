@@ -314,6 +314,8 @@ class Run:
         if self.scaler is not None:
             check_scaler(self.scaler, saved["scaler"])
         _check_numbers(saved)
+        if saved["random"]["python"] is None or saved["random"]["numpy"] is None:
+            raise CheckpointError("the checkpoint does not hold the state of every random generator")
         self._check_gradients(saved)
         return saved
 

@@ -23,10 +23,10 @@ from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
+from loopwright.gradients import zero_grad_of
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
-from loopwright.optimizing import zero_grad_of
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import deterministic_kernels, seed_everything
 from loopwright.result import Result
@@ -321,7 +321,9 @@ class Trainer(Generic[Model, Batch]):
             window = self._run.window = self._open_window()
             self._zero_grad()
         if self._takes_closure:
-            output, samples = self._closure_step(hooks, window, batch)
+            first: list[tuple[Output, int]] = []
+            state.optimizer.step(self._closure(hooks, window, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
+            output, samples = self._closure_stepped(hooks, window, first)
         else:
             if self._autocast is None:
                 returned = self._step(state.model, batch)
@@ -399,10 +401,11 @@ class Trainer(Generic[Model, Batch]):
         else:
             self._stepped(hooks, window)
 
-    def _closure_step(self, hooks: Hooks, window: Window, batch: Batch) -> tuple[Output, int]:
-        """A step of an optimizer such as LBFGS, which evaluates the loss itself; the first output, and its size."""
+    def _closure(
+        self, hooks: Hooks, window: Window, batch: Batch, first: list[tuple[Output, int]]
+    ) -> Callable[[], Tensor]:
+        """What an optimizer such as LBFGS calls to evaluate the loss; its first output and size go into ``first``."""
         state, optimizer = self.state, self.state.optimizer
-        first: list[tuple[Output, int]] = []
 
         def closure() -> Tensor:
             optimizer.zero_grad()
@@ -423,10 +426,13 @@ class Trainer(Generic[Model, Batch]):
                 self._clip(self._settings.clip_norm)
             return loss.detach()
 
-        optimizer.step(closure)  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
+        return closure
+
+    def _closure_stepped(self, hooks: Hooks, window: Window, first: list[tuple[Output, int]]) -> tuple[Output, int]:
+        """After a step through a closure: the first output, and its size."""
         if not first:
             raise ConfigError(
-                f"{type(optimizer).__name__}.step did not call its closure",
+                f"{type(self.state.optimizer).__name__}.step did not call its closure",
                 why="the closure is where the batch's loss and gradients come from",
                 fix="call it in step; an optimizer that can do without declares step(self, closure=None)",
             )
@@ -464,6 +470,7 @@ class Trainer(Generic[Model, Batch]):
         """The window that begins here. It will hold fewer batches at the end of an epoch of known length."""
         accumulate, plan, progress = self._settings.accumulate, self.state.plan, self.state.progress
         if accumulate == 1:
+            self._single.finite = True
             return self._single
         left = accumulate if plan.batches is None else plan.batches - progress.batch
         return Window(min(accumulate, left) if left > 0 else accumulate, (progress.batch, progress.samples))

@@ -1,4 +1,4 @@
-"""What the loop does to an optimizer's gradients."""
+"""Gradients, cleared."""
 
 from __future__ import annotations
 
