@@ -176,11 +176,11 @@ class EpochData:
             # A generator and its like: in the process that left it, it is where it was left.
             return _passed_over(loader, done) if elsewhere and done else loader
         self._begun = True
+        if isinstance(loader, (list, tuple)):
+            return _pass(iter(loader), done)
         if keeps_place(loader):
             return self._from_place(loader, done, elsewhere)
         own = generators_of(loader)
-        if done and isinstance(loader, (list, tuple)):
-            return _pass(iter(loader), done)
         if done == 0 or self._at_start is None:
             self._at_start = RandomState.capture(own, torchs_only=draws_from_torch_alone(loader))
             self._workers_kept = getattr(loader, "_iterator", None) is not None

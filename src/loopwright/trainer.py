@@ -34,7 +34,7 @@ from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
-from loopwright.state import Plan, Progress, Stage, State, check_name
+from loopwright.state import Plan, Stage, State, check_name
 from loopwright.step import (
     LossFn,
     Metric,
@@ -267,12 +267,12 @@ class Trainer(Generic[Model, Batch]):
                 self._evaluate(hooks, val, "val", "val")
                 self._saving.heed()
         if run.epoch_over:
-            self._end_epoch(hooks, state.progress)
+            self._end_epoch(hooks, (state.progress.step, state.progress.skipped))
 
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
         state, progress, plan, run, saving = self.state, self.state.progress, self.state.plan, self._run, self._saving
-        before = dataclasses.replace(progress)
+        before = progress.step, progress.skipped
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
             return
@@ -493,7 +493,7 @@ class Trainer(Generic[Model, Batch]):
         self._run.epoch_over = True
         self._run.validation_due = validate is not None and validate.due_at_epoch(self.state.progress.epoch + 1)
 
-    def _end_epoch(self, hooks: Hooks, before: Progress) -> None:
+    def _end_epoch(self, hooks: Hooks, before: tuple[int, int]) -> None:
         """After the epoch's validation: its schedule, its count, its row."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
         number = progress.epoch + 1
@@ -503,7 +503,7 @@ class Trainer(Generic[Model, Batch]):
         hooks.on_epoch_end(state)
         self._run.history.finish_epoch(state)
         self._saving.at_epoch()
-        all_skipped = progress.step == before.step and progress.skipped > before.skipped
+        all_skipped = progress.step == before[0] and progress.skipped > before[1]
         if all_skipped and plan.epochs is None and (self._scaler is None or self._scaler.get_scale() < 1):
             raise NonFiniteError(
                 f"not one optimizer step was made in epoch {number}: every one was skipped",
