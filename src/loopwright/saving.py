@@ -190,6 +190,11 @@ class Saving:
             saver.wait()
 
     @property
+    def active(self) -> bool:
+        """Whether there is anywhere to save to."""
+        return bool(self._savers)
+
+    @property
     def asked(self) -> bool:
         """Whether a signal has asked for the run to save itself and end."""
         return self._signals.asked is not None

@@ -160,7 +160,7 @@ class Trainer(Generic[Model, Batch]):
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._saving = self._savers()
-        self._single = Window(1)  # each window's, where one batch is one window
+        self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
         self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
@@ -272,7 +272,7 @@ class Trainer(Generic[Model, Batch]):
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
         state, progress, plan, run, saving = self.state, self.state.progress, self.state.plan, self._run, self._saving
-        before = progress.step, progress.skipped
+        before, steps = (progress.step, progress.skipped), math.inf if plan.steps is None else plan.steps
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
             return
@@ -289,8 +289,9 @@ class Trainer(Generic[Model, Batch]):
             if progress.step != step:
                 if run.validation_due:
                     self._evaluate(hooks, val, "val", "val")
-                saving.at_step()
-            if state.stop_reason is not None or plan.reached(progress) is not None:
+                if saving.active:
+                    saving.at_step()
+            if state.stop_reason is not None or progress.step >= steps:
                 if progress.batch != plan.batches:
                     self._run.data.leave(progress.batch)
                     return
@@ -318,7 +319,7 @@ class Trainer(Generic[Model, Batch]):
         hooks.on_batch_start(state, batch)
         window = self._run.window
         if window is None:
-            window = self._run.window = self._open_window()
+            window = self._run.window = self._single or self._open_window()
             self._zero_grad()
         if self._takes_closure:
             first: list[tuple[Output, int]] = []
@@ -338,7 +339,8 @@ class Trainer(Generic[Model, Batch]):
                 self._guard.leave_out()  # it counts for nothing, even if its loss is NaN
             else:
                 value, usable = self._guard.loss(state, loss)
-                window.finite = window.finite and usable
+                if not usable:
+                    window.finite = False
             window.add(values_of(output, value) if output.metrics else {"loss": value}, weight)
             if self._output_wanted:
                 output = output.detached()
@@ -349,7 +351,7 @@ class Trainer(Generic[Model, Batch]):
                     loss = self._scaler.scale(loss)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
                 hooks.on_backward_end(state, output)
-            if window.full:
+            if window.size == 1 or window.full:
                 self._in_hand = samples
                 self._optimizer_step(hooks, window)
         self._in_hand = None
@@ -367,6 +369,7 @@ class Trainer(Generic[Model, Batch]):
             self._run.window = None
             state.progress.skipped += 1
             if not window.finite:
+                window.finite = True  # for the next batch
                 self._guard.parameters(state.model)  # with ruined weights every later step would be skipped too
             return
         if scaler is not None:
@@ -469,9 +472,6 @@ class Trainer(Generic[Model, Batch]):
     def _open_window(self) -> Window:
         """The window that begins here. It will hold fewer batches at the end of an epoch of known length."""
         accumulate, plan, progress = self._settings.accumulate, self.state.plan, self.state.progress
-        if accumulate == 1:
-            self._single.finite = True
-            return self._single
         left = accumulate if plan.batches is None else plan.batches - progress.batch
         return Window(min(accumulate, left) if left > 0 else accumulate, (progress.batch, progress.samples))
 

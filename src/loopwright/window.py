@@ -41,7 +41,7 @@ class Window:
     @property
     def full(self) -> bool:
         """Whether the window holds all that it was to hold."""
-        return self.size == 1 or len(self._entries) >= self.size
+        return len(self._entries) >= self.size
 
     def add(self, values: Values, weight: float | Tensor) -> None:
         """Take in what one batch came to."""
