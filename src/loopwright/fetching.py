@@ -140,7 +140,8 @@ def _in_tensors(batched: Any) -> Iterator[Tensor]:
     full, rest = divmod(len(order), size)
     for number in range(full):
         yield order.narrow(0, number * size, size)
-    next(drawn, None)  # a sampler draws once more where it is asked for more than it has, and that is now
+    if getattr(batched.sampler, "generator", None) is not None:
+        next(drawn, None)  # a sampler draws once more where it is asked for more than it has, and that is now
     if rest and not batched.drop_last:
         yield order.narrow(0, full * size, rest)
 
