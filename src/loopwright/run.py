@@ -314,8 +314,6 @@ class Run:
         if self.scaler is not None:
             check_scaler(self.scaler, saved["scaler"])
         _check_numbers(saved)
-        if saved["random"]["python"] is None or saved["random"]["numpy"] is None:
-            raise CheckpointError("the checkpoint does not hold the state of every random generator")
         self._check_gradients(saved)
         return saved
 
@@ -403,6 +401,8 @@ def _check_generators(saved: _Saved, train: object) -> None:
         ) from error
     finally:
         before.restore(own)
+    if saved["random"]["python"] is None or saved["random"]["numpy"] is None:
+        raise CheckpointError("the checkpoint does not hold the state of every random generator")
 
 
 def _put_back(owner: Any, state: Any) -> Callable[[], object]:
