@@ -24,36 +24,26 @@ class Averages:
         self._eager = eager
         self._sums: dict[str, float | Tensor] = {}
         self._weights: dict[str, float | Tensor] = {}
-        self._pending: dict[str, list[tuple[float | Tensor, float | Tensor]]] = {}
+        self._rows: list[tuple[Mapping[str, float | Tensor], float | Tensor]] = []  # not yet in the sums
 
     def add(self, values: Mapping[str, float | Tensor], weight: float | Tensor) -> None:
         """Take in the values of one batch. A batch of weight 0 counts for nothing, even if its loss is NaN."""
-        for name, value in values.items():
-            if self._eager:
-                number = float(weight)
-                term = float(value) * number if number else 0.0
-                self._sums[name] = self._sums.get(name, 0.0) + term
-                self._weights[name] = self._weights.get(name, 0.0) + number
-            else:
-                pending = self._pending.setdefault(name, [])
-                pending.append((value, weight))
-                if len(pending) >= _FOLD:
-                    self._fold(name)
+        self._rows.append((values, weight))
+        if len(self._rows) >= _FOLD:
+            self._fold()
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
-        for name in list(self._pending):
-            self._fold(name)
+        self._fold()
         return {"sums": dict(self._sums), "weights": dict(self._weights)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""
-        self._sums, self._weights, self._pending = dict(state["sums"]), dict(state["weights"]), {}
+        self._sums, self._weights, self._rows = dict(state["sums"]), dict(state["weights"]), []
 
     def means(self) -> dict[str, float]:
         """The mean of every name, as floats; NaN where all weights were 0."""
-        for name in list(self._pending):
-            self._fold(name)
+        self._fold()
         if self._eager:
             return {name: _ratio(float(total), float(self._weights[name])) for name, total in self._sums.items()}
         # One transfer for all of them.
@@ -63,8 +53,24 @@ class Averages:
         read = torch.stack([t.to(device, _wide(device)) for t in tensors]).tolist() if tensors else []
         return {name: _ratio(read[2 * i], read[2 * i + 1]) for i, name in enumerate(self._sums)}
 
-    def _fold(self, name: str) -> None:
-        pending = self._pending.pop(name)
+    def _fold(self) -> None:
+        rows, self._rows = self._rows, []
+        if self._eager:
+            sums, weights = self._sums, self._weights
+            for values, weight in rows:
+                number = float(weight)
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + (float(value) * number if number else 0.0)
+                    weights[name] = weights.get(name, 0.0) + number
+            return
+        pending: dict[str, list[tuple[float | Tensor, float | Tensor]]] = {}
+        for values, weight in rows:
+            for name, value in values.items():
+                pending.setdefault(name, []).append((value, weight))
+        for name, pairs in pending.items():
+            self._fold_on_device(name, pairs)
+
+    def _fold_on_device(self, name: str, pending: list[tuple[float | Tensor, float | Tensor]]) -> None:
         device = next((x.device for pair in pending for x in pair if isinstance(x, Tensor)), torch.device("cpu"))
         wide = _wide(device)
         values = torch.stack([_on(value, device) for value, _ in pending]).to(wide)

@@ -6,25 +6,29 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
 )
 
 from loopwright.data import Loader
 from loopwright.errors import ConfigError, DataError
+from loopwright.fetching import (
+    STANDARD,
+    can_skip,
+    drawing,
+    draws_from_torch_alone,
+    fetched,
+    fetched_after,
+    samples_of,
+    say_how,
+)
 from loopwright.randomness import RandomState, generators_of
 from loopwright.schedule import Every, check_count
 from loopwright.state import Plan
@@ -33,8 +37,6 @@ from loopwright.step import describe
 T = TypeVar("T")
 
 _NONE: Any = object()
-_FIXED = (SequentialSampler, list, tuple, range)  # the same order each time
-_STANDARD = (*_FIXED, RandomSampler, WeightedRandomSampler, SubsetRandomSampler)  # without a hidden state
 _SAMPLES_LISTED = 32
 _SAY_EACH = 10.0  # seconds between two lines about a place that takes long to find
 
@@ -151,6 +153,10 @@ class EpochData:
         """Say which loaders they are, before their first batch: their generators belong to the run from here on."""
         self._loader, self._val = loader, val
         self._begun = False
+        if loader is not None:
+            say_how("the training data", loader)
+        if val is not None:
+            say_how("the validation data", val)
 
     def batches(self, loader: Iterable[T], epoch: int, done: int) -> Iterator[T]:
         """The batches of epoch number ``epoch`` after the first ``done``. Nothing is fetched ahead."""
@@ -161,7 +167,7 @@ class EpochData:
         )
 
     def _samples(self, number: int) -> list[Any] | None:
-        return samples_of(self._loader, self._at_start, number)
+        return _samples(self._loader, self._at_start, number)
 
     def _after(self, loader: Iterable[T], done: int) -> Iterator[T]:
         self._loader = loader
@@ -170,21 +176,23 @@ class EpochData:
             # A generator and its like: in the process that left it, it is where it was left.
             return _passed_over(loader, done) if elsewhere and done else loader
         self._begun = True
+        if isinstance(loader, (list, tuple)):
+            return _pass(iter(loader), done)
         if keeps_place(loader):
             return self._from_place(loader, done, elsewhere)
         own = generators_of(loader)
-        if done and isinstance(loader, (list, tuple)):
-            return _pass(iter(loader), done)
         if done == 0 or self._at_start is None:
-            self._at_start = RandomState.capture(own)
+            self._at_start = RandomState.capture(own, torchs_only=draws_from_torch_alone(loader))
             self._workers_kept = getattr(loader, "_iterator", None) is not None
-            return _passed_over(iter(loader), done) if done else iter(loader)
+            return _passed_over(iter(loader), done) if done else fetched(loader)
         now = RandomState.capture(own)
         if isinstance(loader, DataLoader) and loader.persistent_workers and not self._workers_kept:
             loader._iterator = None  # new workers again: the loader draws their seed only when it starts them
         self._at_start.restore(own)
         try:
-            return _without_fetching(loader, done) if can_skip(loader) else _passed_over(iter(loader), done)
+            if can_skip(loader):
+                return fetched_after(loader, lambda indices: _pass(indices, done))
+            return _passed_over(iter(loader), done)
         finally:
             now.restore(own)
 
@@ -239,8 +247,8 @@ class EpochData:
             return f"a {type(loader).__name__} may keep a state that nobody can ask it for"
         if loader.num_workers and loader.persistent_workers:
             return "persistent workers go on with randomness of their own"
-        sampler = _drawing(loader)
-        if type(sampler) not in _STANDARD and not isinstance(loader.dataset, IterableDataset):
+        sampler = drawing(loader)
+        if type(sampler) not in STANDARD and not isinstance(loader.dataset, IterableDataset):
             return f"the sampler {type(sampler).__name__} may keep a state that nobody can ask it for"
         return None
 
@@ -338,8 +346,14 @@ def evaluated(data: Iterable[T], name: str, start: RandomState | None) -> Iterat
         start: The random generators as the pass begins, where they are known.
     """
     return named(
-        lambda: data, lambda number: _where(f"batch {number + 1} of the {name}", samples_of(data, start, number))
+        lambda: fetched(data), lambda number: _where(f"batch {number + 1} of the {name}", _samples(data, start, number))
     )
+
+
+def _samples(data: object, start: RandomState | None, number: int) -> list[Any] | None:
+    if isinstance(data, Loader):
+        return data.indices(data.epoch)[number] if number < len(data) else None
+    return samples_of(data, start, number)
 
 
 def _where(place: str, samples: list[Any] | None) -> str:
@@ -347,42 +361,6 @@ def _where(place: str, samples: list[Any] | None) -> str:
         return f"raised by the loader at {place}"
     more = f", ... ({len(samples)} in all)" if len(samples) > _SAMPLES_LISTED else ""
     return f"raised by the loader at {place}; samples {', '.join(map(str, samples[:_SAMPLES_LISTED]))}{more}"
-
-
-def samples_of(loader: object, start: RandomState | None, number: int) -> list[Any] | None:
-    """The indices of the samples in a batch, drawn once more, or None where they cannot be known.
-
-    Args:
-        loader: The loader.
-        start: The random generators as its pass began. They are what they were when this returns.
-        number: The batch's, counted from 0.
-    """
-    if isinstance(loader, Loader):
-        return loader.indices(loader.epoch)[number] if number < len(loader) else None
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return None
-    sampler = _drawing(loader)
-    if type(sampler) not in _STANDARD or (start is None and type(sampler) not in _FIXED):
-        return None
-    own = generators_of(loader)
-    now = RandomState.capture(own)
-    try:
-        if start is not None:
-            start.restore(own)
-        _draw_base_seed(loader)
-        for found in islice(loader.sampler if loader.batch_sampler is None else loader.batch_sampler, number, None):
-            return list(found) if isinstance(found, list) else [found]
-    finally:
-        now.restore(own)
-    return None
-
-
-def _drawing(loader: DataLoader[Any]) -> object:
-    """What draws a loader's indices: its sampler, that of a plain batch sampler, or a batch sampler of another kind."""
-    batched = loader.batch_sampler
-    if batched is None:
-        return loader.sampler
-    return batched.sampler if type(batched) is BatchSampler else batched
 
 
 class _KeepsPlace(Protocol):
@@ -413,35 +391,6 @@ def _or_next_epoch(loader: Iterable[T]) -> Iterator[T]:
         yield batch
     if empty:
         yield from loader
-
-
-def can_skip(loader: object) -> bool:
-    """Whether a place can be found without fetching what comes before: in a plain DataLoader without workers."""
-    return (
-        type(loader) is DataLoader
-        and loader.num_workers == 0
-        and loader.batch_sampler is not None
-        and not loader.pin_memory
-        and not isinstance(loader.dataset, IterableDataset)
-    )
-
-
-def _without_fetching(loader: Any, done: int) -> Iterator[Any]:
-    """The batches after ``done``, as the DataLoader makes them; of those before, only the indices are drawn."""
-    _draw_base_seed(loader)
-    return _fetched(loader, _pass(iter(loader.batch_sampler), done))
-
-
-def _draw_base_seed(loader: Any) -> None:
-    """What a DataLoader's iterator draws first."""
-    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-
-
-def _fetched(loader: Any, batches: Iterator[list[Any]]) -> Iterator[Any]:
-    dataset = loader.dataset
-    fetch = getattr(dataset, "__getitems__", None)
-    for indices in batches:
-        yield loader.collate_fn(fetch(indices) if fetch else [dataset[index] for index in indices])
 
 
 def _passed_over(batches: Iterator[T], done: int) -> Iterator[T]:

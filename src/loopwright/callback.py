@@ -214,15 +214,23 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> Callable[..., None]:
     if len(bound) == 1:
         return bound[0]
     every = tuple(bound)
+    # Spelled out, since packing and unpacking of arguments would cost as much as a short hook.
+    if len(inspect.signature(getattr(Callback, hook)).parameters) == 2:
 
-    def fire(*args: Any) -> None:
+        def fire(state: Any) -> None:
+            for method in every:
+                method(state)
+
+        return fire
+
+    def fire_with(state: Any, what: Any) -> None:
         for method in every:
-            method(*args)
+            method(state, what)
 
-    return fire
+    return fire_with
 
 
-def _nothing(*args: Any) -> None: ...
+def _nothing(state: Any, what: Any = None) -> None: ...
 
 
 def _relay(callback: Callback[Any], hook: str, method: Callable[..., None]) -> Callable[..., None]:

@@ -67,6 +67,23 @@ def move(batch: Any, device: torch.device) -> Any:
     return map_leaves(lambda leaf: move(leaf, device), batch, device)
 
 
+def mover(device: torch.device) -> Callable[[Any], Any]:
+    """``move`` to that device, quick where a batch on the CPU is to stay there."""
+    if device.type != "cpu":
+        return lambda batch: move(batch, device)
+
+    def to_cpu(batch: Any) -> Any:
+        if type(batch) is list or type(batch) is tuple:
+            for item in batch:
+                if not isinstance(item, Tensor) or not item.is_cpu:
+                    break
+            else:
+                return batch
+        return move(batch, device)
+
+    return to_cpu
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """The value with ``function`` applied to every tensor in it, its structure and types kept."""
     if isinstance(value, Tensor):

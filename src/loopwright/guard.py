@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from loopwright.averages import Watch
 from loopwright.errors import NonFiniteError
+from loopwright.step import check_trainable
 
 if TYPE_CHECKING:
     from loopwright.state import State
@@ -46,15 +47,24 @@ class Guard:
         """The loss's value, still on the device unless it is read at every step, and whether it may be used.
 
         Raises:
+            ConfigError: Backward cannot start from it.
             NonFiniteError: It is not finite, and the policy is ``"raise"``.
         """
-        if not self._eager:
-            value = loss.detach().reshape(())
-            if self._policy == "raise":
-                self._losses.add(value)
-            return value, True
-        number = loss.item()
-        if self._policy == "ignore" or math.isfinite(number):
+        try:
+            if not loss.requires_grad:
+                raise TypeError
+            if not self._eager:
+                value = loss.detach().reshape(())
+                if self._policy == "raise":
+                    self._losses.add(value)
+                return value, True
+            number = loss.item()
+            if math.isfinite(number):
+                return number, True
+        except (AttributeError, RuntimeError, TypeError):
+            check_trainable(loss)  # asked only now: nothing to backward from, or no one real number
+            raise
+        if self._policy == "ignore":
             return number, True
         if self._policy == "raise":
             state.metrics.record("train/loss", number)

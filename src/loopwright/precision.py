@@ -12,13 +12,10 @@ Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A context, to be entered anew at every step, in which torch computes in ``precision``.
-
-    Under ``"fp32"`` it does nothing.
-    """
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object] | None:
+    """A context, to be entered anew at every step, in which torch computes in ``precision``; None for ``"fp32"``."""
     if precision == "fp32":
-        return contextlib.nullcontext()
+        return None
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 

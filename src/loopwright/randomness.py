@@ -35,8 +35,8 @@ def generators_of(loader: object) -> list[torch.Generator]:
 
 
 class _Saved(TypedDict):
-    python: tuple[int, tuple[int, ...], float | None]
-    numpy: tuple[str, list[int], int, int, float]
+    python: tuple[int, tuple[int, ...], float | None] | None
+    numpy: tuple[str, list[int], int, int, float] | None
     torch_cpu: Tensor
     torch_cuda: list[Tensor]
     own: list[Tensor]
@@ -44,7 +44,10 @@ class _Saved(TypedDict):
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of every generator that training may draw from, at one moment."""
+    """The state of every generator that training may draw from, at one moment.
+
+    ``python`` and ``numpy`` are None where only torch's were of interest.
+    """
 
     python: Any
     numpy: Any
@@ -53,26 +56,23 @@ class RandomState:
     own: list[Tensor]
 
     @classmethod
-    def capture(cls, own: Iterable[torch.Generator] = ()) -> RandomState:
+    def capture(cls, own: Iterable[torch.Generator] = (), *, torchs_only: bool = False) -> RandomState:
         """The present state of the global generators and of ``own``."""
-        import numpy as np
-
         used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch has no annotation there
         cuda = torch.cuda.get_rng_state_all() if used else []
-        return cls(
-            random.getstate(),
-            np.random.get_state(),
-            torch.get_rng_state(),
-            cuda,
-            [generator.get_state() for generator in own],
-        )
+        at_torch = torch.get_rng_state(), cuda, [generator.get_state() for generator in own]
+        if torchs_only:  # numpy takes a hundred times as long to tell its own
+            return cls(None, None, *at_torch)
+        import numpy as np
+
+        return cls(random.getstate(), np.random.get_state(), *at_torch)
 
     def state_dict(self) -> dict[str, Any]:
         """As plain data and tensors."""
-        kind, keys, *rest = self.numpy
+        numpy = self.numpy
         return {
             "python": self.python,
-            "numpy": (kind, keys.tolist(), *rest),
+            "numpy": None if numpy is None else (numpy[0], numpy[1].tolist(), *numpy[2:]),
             "torch_cpu": self.torch_cpu,
             "torch_cuda": list(self.torch_cuda),
             "own": list(self.own),
@@ -88,27 +88,34 @@ class RandomState:
         import numpy as np
 
         check_form(dict(state), _Saved, "$.random")
-        kind, keys, position, *rest = state["numpy"]
-        # Python's older versions differ; and numpy would read beyond its memory from a position that is not in there.
-        if state["python"][0] != 3 or kind != "MT19937" or len(keys) != 624 or not 0 <= position <= 624:
-            raise CheckpointError("the random generators in the checkpoint are not those of this python and numpy")
+        python, numpy = state["python"], state["numpy"]
         try:
-            numpy = (kind, np.array(keys, dtype=np.uint32), position, *rest)
-            random.Random().setstate(state["python"])
-            np.random.RandomState().set_state(numpy)
+            if python is not None:
+                if python[0] != 3:  # older versions differ
+                    raise ValueError("the random generators in the checkpoint are not those of this python")
+                random.Random().setstate(python)
+            if numpy is not None:
+                kind, keys, position, *rest = numpy
+                # numpy would read beyond its memory from a position that is not in there.
+                if kind != "MT19937" or len(keys) != 624 or not 0 <= position <= 624:
+                    raise ValueError("the random generators in the checkpoint are not those of this numpy")
+                numpy = (kind, np.array(keys, dtype=np.uint32), position, *rest)
+                np.random.RandomState().set_state(numpy)
             torch.Generator().set_state(state["torch_cpu"])
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 "the random generators refuse what the checkpoint holds for them", why=str(error)[:200]
             ) from error
-        return cls(state["python"], numpy, state["torch_cpu"], state["torch_cuda"], state["own"])
+        return cls(python, numpy, state["torch_cpu"], state["torch_cuda"], state["own"])
 
     def restore(self, own: Iterable[torch.Generator] = ()) -> None:
         """Put every generator back to where it was; ``own`` in the order in which they were captured."""
-        import numpy as np
+        if self.python is not None:
+            random.setstate(self.python)
+        if self.numpy is not None:
+            import numpy as np
 
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
+            np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch_cpu)
         if self.torch_cuda:  # there may be fewer devices now
             torch.cuda.set_rng_state_all(self.torch_cuda[: torch.cuda.device_count()])

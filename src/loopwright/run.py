@@ -401,6 +401,8 @@ def _check_generators(saved: _Saved, train: object) -> None:
         ) from error
     finally:
         before.restore(own)
+    if saved["random"]["python"] is None or saved["random"]["numpy"] is None:
+        raise CheckpointError("the checkpoint does not hold the state of every random generator")
 
 
 def _put_back(owner: Any, state: Any) -> Callable[[], object]:

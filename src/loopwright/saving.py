@@ -164,7 +164,10 @@ class Saving:
             encode(self._run.state_dict())
 
     def at_step(self) -> None:
-        """Save where this optimizer step is due."""
+        """Obey, if there is something to, and save where this optimizer step is due."""
+        if not self._savers:
+            return
+        self.heed()
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
             saver.check()
             if checkpoint.every.due_at_step(self._run.state.progress):
@@ -185,6 +188,11 @@ class Saving:
             if saver.place != self._place():
                 self._save(checkpoint, saver)
             saver.wait()
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anywhere to save to."""
+        return bool(self._savers)
 
     @property
     def asked(self) -> bool:

@@ -78,21 +78,45 @@ class Plan:
         return "steps" if self.steps is not None and progress.step >= self.steps else None
 
 
+_NOTHING: Mapping[str, float | Tensor] = {}
+
+
 class Metrics(Mapping[str, float]):
     """The newest value of every name that was logged, as floats.
 
     A value may still be on the accelerator: reading it here is what waits for the device.
     """
 
-    __slots__ = ("_marks", "_values", "mark", "reads")
+    __slots__ = ("_held", "_mark", "_marks", "_prefix", "_values", "reads")
 
     def __init__(self) -> None:
         self._values: dict[str, float | Tensor] = {}
         self._marks: dict[str, int] = {}
-        self.mark: int = 0  # grows with every value logged: "fresh" is whatever has a later mark
+        self._mark = 0
+        self._prefix, self._held = "", _NOTHING  # a step's values, as they came: most are replaced before anyone asks
         self.reads: int = 0  # how often a value was fetched from a tensor
 
+    def hold(self, prefix: str, values: Mapping[str, float | Tensor]) -> None:
+        """Store the newest values of several names under one prefix."""
+        if len(self._held) > 1 and self._held.keys() != values.keys():
+            self._let_go()
+        self._prefix, self._held = prefix, values
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, _NOTHING
+        for name, value in held.items():
+            self.record(f"{self._prefix}/{name}", value)
+
+    @property
+    def mark(self) -> int:
+        """Grows with every value logged: "fresh" is whatever has a later mark."""
+        if self._held:
+            self._let_go()
+        return self._mark
+
     def __getitem__(self, name: str) -> float:
+        if self._held:
+            self._let_go()
         try:
             value = self._values[name]
         except KeyError:
@@ -103,12 +127,18 @@ class Metrics(Mapping[str, float]):
         return value
 
     def __contains__(self, name: object) -> bool:
+        if self._held:
+            self._let_go()
         return name in self._values
 
     def __iter__(self) -> Iterator[str]:
+        if self._held:
+            self._let_go()
         return iter(self._values)
 
     def __len__(self) -> int:
+        if self._held:
+            self._let_go()
         return len(self._values)
 
     def __repr__(self) -> str:
@@ -116,34 +146,44 @@ class Metrics(Mapping[str, float]):
 
     def mark_of(self, name: str) -> int:
         """The mark at which the run last logged ``name``: 0 if it never did, -1 if a test pass has done so since."""
+        if self._held:
+            self._let_go()
         return self._marks.get(name, 0)
 
     def since(self, mark: int) -> dict[str, float]:
         """The values logged after ``mark``, in the order in which their names first appeared."""
+        if self._held:
+            self._let_go()
         return {name: self[name] for name, marked in self._marks.items() if marked > mark}
 
     def marks(self) -> dict[str, int]:
         """The mark of every name, as it is now."""
+        if self._held:
+            self._let_go()
         return dict(self._marks)
 
     def settle(self, before: Mapping[str, int]) -> None:
         """Keep what a test pass has logged since these marks, but let nothing take it for a value of the run's."""
+        if self._held:
+            self._let_go()
         for name, mark in self._marks.items():
             if mark != before.get(name, 0):
                 self._marks[name] = -1 if before.get(name, 0) else 0
 
     def state_dict(self) -> dict[str, Any]:
         """The values, read, and when each was logged."""
-        return {"values": {name: self[name] for name in self._values}, "marks": dict(self._marks), "mark": self.mark}
+        return {"mark": self.mark, "values": {name: self[name] for name in self._values}, "marks": dict(self._marks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""
-        self._values, self._marks, self.mark = dict(state["values"]), dict(state["marks"]), state["mark"]
+        self._values, self._marks, self._mark = dict(state["values"]), dict(state["marks"]), state["mark"]
+        self._held = _NOTHING
 
     def record(self, name: str, value: float | Tensor) -> None:
         """Store the newest value of a name that is known to be good. Callbacks call ``State.log``."""
-        self.mark += 1
-        self._marks[name] = self.mark
+        if self._held:
+            self._let_go()
+        self._mark = self._marks[name] = self._mark + 1
         self._values[name] = value
 
 

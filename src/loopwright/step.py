@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
 Batch = TypeVar("Batch", default=Any)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Output:
     """What a step returns. Callbacks get it with every tensor detached.
 
@@ -47,11 +47,17 @@ class Output:
             return map_tensors(Tensor.detach, self)  # type: ignore[no-any-return]  # it keeps the type
         return Output(
             self.loss.detach(),
-            map_tensors(Tensor.detach, self.weight),
-            map_tensors(Tensor.detach, self.predictions),
-            map_tensors(Tensor.detach, self.targets),
-            map_tensors(Tensor.detach, self.metrics) if self.metrics else self.metrics,
+            None if self.weight is None else _detached(self.weight),
+            _detached(self.predictions),
+            _detached(self.targets),
+            _detached(self.metrics) if self.metrics else self.metrics,
         )
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad else value
+    return map_tensors(Tensor.detach, value)
 
 
 LossFn: TypeAlias = Callable[[Any, Any], Tensor]
@@ -84,7 +90,8 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
     by_index = isinstance(loss_fn, _BY_INDEX) or any(loss_fn is function for function in _BY_INDEX_FUNCTIONS)
 
     def supervised(model: nn.Module, batch: Any) -> Output:
-        if isinstance(batch, (Mapping, Tensor, str)):  # what could be taken apart, but is no pair
+        # What could be taken apart, but is no pair. The first test spares the common kinds the second, which is slow.
+        if type(batch) not in _PAIRS and isinstance(batch, (Mapping, Tensor, str)):
             raise _not_a_pair(batch)
         try:
             inputs, targets = batch
@@ -100,6 +107,9 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
         return Output(loss_fn(predictions, targets), None, predictions, targets)
 
     return supervised
+
+
+_PAIRS = (list, tuple)
 
 
 def _not_a_pair(batch: Any) -> DataError:
@@ -157,10 +167,6 @@ def batch_size(batch: Any) -> int | None:
 
     None where its tensors do not agree or where it has none; ``sizes`` then says what there is.
     """
-    if type(batch) in (tuple, list) and len(batch) == 2:  # the common case, without the walk
-        a, b = batch
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and a.shape[0] == b.shape[0]:
-            return a.shape[0]  # len() is written in Python there
     found = set(sizes(batch).values())
     return found.pop() if len(found) == 1 else None
 
@@ -205,7 +211,7 @@ def unknown_size(batch: Any) -> DataError:
 
 
 def as_output(returned: Any) -> Output:
-    """What a step returned, as an Output with a loss that is one real floating number.
+    """What a step returned, as an Output.
 
     Raises:
         ConfigError: It returned something else.
@@ -217,7 +223,12 @@ def as_output(returned: Any) -> Output:
             why="a step returns the loss, a tensor, or an Output that holds it",
             fix="return loss, or return Output(loss, predictions=..., targets=...)",
         )
-    loss = output.loss
+    check_loss(output.loss)
+    return output
+
+
+def check_loss(loss: object) -> None:
+    """Raise ConfigError unless it is one real floating number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         what = f"{describe(loss)} and {loss.dtype}" if isinstance(loss, Tensor) else describe(loss)
         raise ConfigError(
@@ -225,11 +236,11 @@ def as_output(returned: Any) -> Output:
             why="backward starts from one real number",
             fix='take its mean(), or build the loss function with reduction="mean"',
         )
-    return output
 
 
-def check_has_gradient(loss: Tensor) -> None:
-    """Raise ConfigError where there is nothing for backward to do."""
+def check_trainable(loss: Tensor) -> None:
+    """Raise ConfigError unless backward can start from it."""
+    check_loss(loss)
     if not loss.requires_grad:
         raise ConfigError(
             "the loss does not depend on any trainable parameter",
@@ -251,7 +262,12 @@ def weigh(output: Output, batch: Any, *, read: bool) -> tuple[float | Tensor, in
         DataError: The step gave no weight, and the batch's size is not clear.
         ConfigError: The weight is not a number of at least 0.
     """
-    weight, samples = output.weight, batch_size(batch)
+    weight = output.weight
+    if weight is None and (type(batch) is list or type(batch) is tuple) and len(batch) == 2:
+        a, b = batch  # the common case, without a call
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim and b.ndim and a.size(0) == (size := b.size(0)):
+            return size, size
+    samples = batch_size(batch)
     if weight is None:
         if samples is None:
             raise unknown_size(batch)
@@ -284,6 +300,8 @@ def values_of(output: Output, loss: float | Tensor) -> dict[str, float | Tensor]
         ConfigError: A metric of the step's has a bad name, or is not one real number.
     """
     values: dict[str, float | Tensor] = {"loss": loss}
+    if not output.metrics:
+        return values
     for name, value in output.metrics.items():
         if name == "loss":
             raise ConfigError(

@@ -21,8 +21,9 @@ from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batc
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
-from loopwright.device import map_tensors, move, place, resolve_device
+from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
+from loopwright.gradients import zero_grad_of
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
@@ -33,14 +34,13 @@ from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
-from loopwright.state import Plan, Progress, Stage, State, check_name
+from loopwright.state import Plan, Stage, State, check_name
 from loopwright.step import (
     LossFn,
     Metric,
     Output,
     Step,
     as_output,
-    check_has_gradient,
     inputs_of,
     joined,
     named_scores,
@@ -138,6 +138,7 @@ class Trainer(Generic[Model, Batch]):
         self._stopper = restoring(self._settings.callbacks)
 
         self.state = State(model, optimizer, resolve_device(device))
+        self._move = mover(self.state.device)
         self._loss = loss
         self._custom_step = step is not None
         self._step: Callable[[Model, Any], Output | Tensor] = step if step is not None else supervised_step(loss)  # type: ignore[arg-type]  # check_step: one of them is there
@@ -159,10 +160,11 @@ class Trainer(Generic[Model, Batch]):
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._saving = self._savers()
+        self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
         self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
-        self._outside: list[Tensor] = []  # the model's that the optimizer does not hold
+        self._zero_grad: Callable[[], None] = optimizer.zero_grad  # and what the model has beside them
 
     def fit(
         self,
@@ -265,12 +267,12 @@ class Trainer(Generic[Model, Batch]):
                 self._evaluate(hooks, val, "val", "val")
                 self._saving.heed()
         if run.epoch_over:
-            self._end_epoch(hooks, state.progress)
+            self._end_epoch(hooks, (state.progress.step, state.progress.skipped))
 
     def _train_epoch(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
-        state, progress, plan = self.state, self.state.progress, self.state.plan
-        before = dataclasses.replace(progress)
+        state, progress, plan, run, saving = self.state, self.state.progress, self.state.plan, self._run, self._saving
+        before, steps = (progress.step, progress.skipped), math.inf if plan.steps is None else plan.steps
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
             return
@@ -280,15 +282,16 @@ class Trainer(Generic[Model, Batch]):
         for batch in self._saving.until_asked(self._run.data.batches(train, progress.epoch, progress.batch)):
             step = progress.step
             self._train_batch(hooks, batch)
-            self._saving.heed()
-            if self._run.window is not None:
+            if saving.asked:
+                saving.obey()
+            if run.window is not None:
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step:
-                if self._run.validation_due:
+                if run.validation_due:
                     self._evaluate(hooks, val, "val", "val")
-                self._saving.heed()
-                self._saving.at_step()
-            if state.stop_reason is not None or plan.reached(state.progress) is not None:
+                if saving.active:
+                    saving.at_step()
+            if state.stop_reason is not None or progress.step >= steps:
                 if progress.batch != plan.batches:
                     self._run.data.leave(progress.batch)
                     return
@@ -297,7 +300,7 @@ class Trainer(Generic[Model, Batch]):
         if progress.batch == 0:
             raise no_batches("the training data", train)
         if self._run.window is not None:  # a short one, where only the end of the data could tell
-            self._optimizer_step(hooks)
+            self._optimizer_step(hooks, self._run.window)
             if self._run.validation_due:
                 self._evaluate(hooks, val, "val", "val")
                 self._saving.heed()
@@ -311,73 +314,73 @@ class Trainer(Generic[Model, Batch]):
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
         """One batch: the canonical step, with what is due around it."""
-        state, optimizer = self.state, self.state.optimizer
-        batch = move(batch, state.device)
+        state = self.state
+        batch = self._move(batch)
         hooks.on_batch_start(state, batch)
-        if self._run.window is None:
-            self._run.window = Window(self._window_size(), (state.progress.batch, state.progress.samples))
-            optimizer.zero_grad()
-            for parameter in self._outside:
-                parameter.grad = None
+        window = self._run.window
+        if window is None:
+            window = self._run.window = self._single or self._open_window()
+            self._zero_grad()
         if self._takes_closure:
             first: list[tuple[Output, int]] = []
-            optimizer.step(self._closure(hooks, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
-            output, samples = self._closure_stepped(hooks, first)
+            state.optimizer.step(self._closure(hooks, window, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
+            output, samples = self._closure_stepped(hooks, window, first)
         else:
-            with self._autocast:
-                output = as_output(self._step(state.model, batch))
+            if self._autocast is None:
+                returned = self._step(state.model, batch)
+            else:
+                with self._autocast:
+                    returned = self._step(state.model, batch)
+            output = returned if type(returned) is Output else as_output(returned)
+            loss, usable = output.loss, False
+            value: float | Tensor = 0.0
             weight, samples = weigh(output, batch, read=self._eager)
-            usable = self._take_in(output, weight)
-            loss = output.loss
+            if window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
+                self._guard.leave_out()  # it counts for nothing, even if its loss is NaN
+            else:
+                value, usable = self._guard.loss(state, loss)
+                if not usable:
+                    window.finite = False
+            window.add(values_of(output, value) if output.metrics else {"loss": value}, weight)
             if self._output_wanted:
                 output = output.detached()
             if usable:
-                if self._run.window.size > 1:
-                    loss = loss / self._run.window.divisor(weight, loss.dtype)
+                if window.size > 1:
+                    loss = loss / window.divisor(weight, loss.dtype)
                 if self._scaler is not None:
                     loss = self._scaler.scale(loss)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
                 hooks.on_backward_end(state, output)
-            if self._run.window.full:
+            if window.size == 1 or window.full:
                 self._in_hand = samples
-                self._optimizer_step(hooks)
+                self._optimizer_step(hooks, window)
         self._in_hand = None
-        state.progress.batch += 1
-        state.progress.samples += samples
+        progress = state.progress
+        progress.batch += 1
+        progress.samples += samples
         hooks.on_batch_end(state, output)
-        self._guard.look_if_read(state)
+        if not self._eager:
+            self._guard.look_if_read(state)
 
-    def _take_in(self, output: Output, weight: float | Tensor) -> bool:
-        """Add the batch to its window; whether its loss is one to go backward from."""
-        assert self._run.window is not None
-        check_has_gradient(output.loss)
-        if self._run.window.size > 1 and not isinstance(weight, Tensor) and weight == 0:
-            self._run.window.add(values_of(output, 0.0), weight)  # it counts for nothing, even if its loss is NaN
-            self._guard.leave_out()
-            return False
-        value, finite = self._guard.loss(self.state, output.loss)
-        self._run.window.add(values_of(output, value), weight)
-        self._run.window.finite = self._run.window.finite and finite
-        return finite
-
-    def _optimizer_step(self, hooks: Hooks) -> None:
+    def _optimizer_step(self, hooks: Hooks, window: Window) -> None:
         """The end of a window: its gradients averaged and clipped, and the optimizer's step."""
-        state, optimizer, scaler, window = self.state, self.state.optimizer, self._scaler, self._run.window
-        assert window is not None
-        if not window.finite or window.empty:
+        state, optimizer, scaler = self.state, self.state.optimizer, self._scaler
+        if not window.finite or (window.size > 1 and window.empty):
             self._run.window = None
             state.progress.skipped += 1
             if not window.finite:
+                window.finite = True  # for the next batch
                 self._guard.parameters(state.model)  # with ruined weights every later step would be skipped too
             return
         if scaler is not None:
             scaler.unscale_(optimizer)
-        if (correction := window.correction()) is not None:
+        if window.size > 1 and (correction := window.correction()) is not None:
             for parameter in self._parameters:
                 if parameter.grad is not None:
                     parameter.grad.div_(correction)
         hooks.on_before_step(state)
-        self._clip()
+        if self._settings.clip_norm is not None:
+            self._clip(self._settings.clip_norm)
         if scaler is not None:
             scale = scaler.get_scale()
             scaler.step(optimizer)
@@ -396,21 +399,22 @@ class Trainer(Generic[Model, Batch]):
             if self._settings.on_nonfinite == "skip":
                 self._guard.parameters(state.model)
             else:
-                self._log_window(window)  # its losses are sound: it was the scale that was too large
+                # Its losses are sound: it was the scale that was too large.
+                state.metrics.hold("train", window.commit(self._run.averages))
         else:
             self._stepped(hooks, window)
 
-    def _closure(self, hooks: Hooks, batch: Batch, first: list[tuple[Output, int]]) -> Callable[[], Tensor]:
+    def _closure(
+        self, hooks: Hooks, window: Window, batch: Batch, first: list[tuple[Output, int]]
+    ) -> Callable[[], Tensor]:
         """What an optimizer such as LBFGS calls to evaluate the loss; its first output and size go into ``first``."""
-        state, optimizer, window = self.state, self.state.optimizer, self._run.window
-        assert window is not None
+        state, optimizer = self.state, self.state.optimizer
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            with self._autocast:
+            with self._autocast or contextlib.nullcontext():
                 output = as_output(self._step(state.model, batch))
             loss = output.loss
-            check_has_gradient(loss)
             value, _ = self._guard.loss(state, loss)
             output = output.detached()
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
@@ -421,15 +425,14 @@ class Trainer(Generic[Model, Batch]):
                 first.append((output, samples))
                 self._in_hand = samples
                 hooks.on_before_step(state)
-            self._clip()  # each evaluation alike, or the line search would compare unlike gradients
+            if self._settings.clip_norm is not None:  # at each, or the line search would compare unlike gradients
+                self._clip(self._settings.clip_norm)
             return loss.detach()
 
         return closure
 
-    def _closure_stepped(self, hooks: Hooks, first: list[tuple[Output, int]]) -> tuple[Output, int]:
+    def _closure_stepped(self, hooks: Hooks, window: Window, first: list[tuple[Output, int]]) -> tuple[Output, int]:
         """After a step through a closure: the first output, and its size."""
-        window = self._run.window
-        assert window is not None
         if not first:
             raise ConfigError(
                 f"{type(self.state.optimizer).__name__}.step did not call its closure",
@@ -440,25 +443,21 @@ class Trainer(Generic[Model, Batch]):
         self._stepped(hooks, window)
         return first[0]
 
-    def _clip(self) -> None:
-        if self._settings.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
-            if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
-                self._guard.norm(self.state, norm)
+    def _clip(self, largest: float) -> None:
+        norm = nn.utils.clip_grad_norm_(self._parameters, largest)
+        if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
+            self._guard.norm(self.state, norm)
 
     def _stepped(self, hooks: Hooks, window: Window) -> None:
         """After an optimizer step: counters, metrics, hooks, schedule."""
-        state = self.state
+        state, run = self.state, self._run
         state.progress.step += 1
-        self._log_window(window)
+        state.metrics.hold("train", window.commit(run.averages))
         validate = state.plan.validate
-        self._run.validation_due = validate is not None and validate.due_at_step(state.progress)
+        run.validation_due = validate is not None and validate.due_at_step(state.progress)
         hooks.on_step_end(state)
-        self._move_schedule("step")
-
-    def _log_window(self, window: Window) -> None:
-        for name, value in window.commit(self._run.averages).items():
-            self.state.metrics.record(f"train/{name}", value)
+        if self._settings.schedule is not None:
+            self._move_schedule("step")
 
     def _move_schedule(self, each: str) -> None:
         schedule = self._settings.schedule
@@ -470,11 +469,11 @@ class Trainer(Generic[Model, Batch]):
             step: Callable[[float], object] = schedule.lr_scheduler.step  # type: ignore[assignment]  # Schedule saw to it
             step(value)
 
-    def _window_size(self) -> int:
-        """How many batches the window that begins here will hold: fewer at the end of an epoch of known length."""
-        accumulate, plan = self._settings.accumulate, self.state.plan
-        left = accumulate if plan.batches is None else plan.batches - self.state.progress.batch
-        return min(accumulate, left) if left > 0 else accumulate
+    def _open_window(self) -> Window:
+        """The window that begins here. It will hold fewer batches at the end of an epoch of known length."""
+        accumulate, plan, progress = self._settings.accumulate, self.state.plan, self.state.progress
+        left = accumulate if plan.batches is None else plan.batches - progress.batch
+        return Window(min(accumulate, left) if left > 0 else accumulate, (progress.batch, progress.samples))
 
     def _log_means(self) -> None:
         """The epoch's means, after its last step."""
@@ -494,7 +493,7 @@ class Trainer(Generic[Model, Batch]):
         self._run.epoch_over = True
         self._run.validation_due = validate is not None and validate.due_at_epoch(self.state.progress.epoch + 1)
 
-    def _end_epoch(self, hooks: Hooks, before: Progress) -> None:
+    def _end_epoch(self, hooks: Hooks, before: tuple[int, int]) -> None:
         """After the epoch's validation: its schedule, its count, its row."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
         number = progress.epoch + 1
@@ -504,7 +503,7 @@ class Trainer(Generic[Model, Batch]):
         hooks.on_epoch_end(state)
         self._run.history.finish_epoch(state)
         self._saving.at_epoch()
-        all_skipped = progress.step == before.step and progress.skipped > before.skipped
+        all_skipped = progress.step == before[0] and progress.skipped > before[1]
         if all_skipped and plan.epochs is None and (self._scaler is None or self._scaler.get_scale() < 1):
             raise NonFiniteError(
                 f"not one optimizer step was made in epoch {number}: every one was skipped",
@@ -516,8 +515,9 @@ class Trainer(Generic[Model, Batch]):
         """Begin the run, or go on where the last fit ended."""
         state, settings, model = self.state, self._settings, self.state.model
         state.stop_reason = None
-        if self._run.window is not None:  # an error left it open: its batches made no step, and get their turn again
-            state.progress.batch, state.progress.samples = self._run.window.begins
+        if (window := self._run.window) is not None:  # an error left it open
+            if window is not self._single:  # its batches made no step, and get their turn again
+                state.progress.batch, state.progress.samples = window.begins
             self._run.window = None
         elif self._in_hand is not None:  # an error came between its step and its count
             state.progress.batch += 1
@@ -542,7 +542,7 @@ class Trainer(Generic[Model, Batch]):
         of_model = {id(p): p for p in model.parameters()}
         self._parameters = [p for key, p in of_model.items() if key in held]
         self._parameters += [p for key, p in held.items() if key not in of_model]
-        self._outside = [p for key, p in of_model.items() if key not in held]
+        self._zero_grad = zero_grad_of(state.optimizer, [p for key, p in of_model.items() if key not in held])
 
     def _end(self, hooks: Hooks) -> None:
         """The end of a fit that went well."""
@@ -610,8 +610,8 @@ class Trainer(Generic[Model, Batch]):
             # No name for the iterator: a traceback would keep it, and its workers, alive.
             for batch in self._saving.until_asked(evaluated(data, called, passing.start)):
                 batches += 1
-                batch = move(batch, state.device)
-                with self._autocast:
+                batch = self._move(batch)
+                with self._autocast or contextlib.nullcontext():
                     output = as_output(self._step(state.model, batch))
                 output = output.detached() if wanted or metrics else output
                 weight, _ = weigh(output, batch, read=self._eager)
@@ -658,8 +658,8 @@ class Trainer(Generic[Model, Batch]):
         outputs: list[Any] = []
         with self._prepared("predict", Plan(batches=length_of(data))), evaluating(self.state.model):
             for batch in evaluated(data, "data to predict", None):
-                batch = move(batch, self.state.device)
-                with self._autocast:
+                batch = self._move(batch)
+                with self._autocast or contextlib.nullcontext():
                     if forward is not None:
                         output = forward(self.state.model, batch)
                     elif self._custom_step:

@@ -27,6 +27,8 @@ class Window:
         begins: The batches of the epoch and the samples of the run that come before it.
     """
 
+    __slots__ = ("_entries", "_even", "_first", "_total", "begins", "finite", "size")
+
     def __init__(self, size: int, begins: tuple[int, int] = (0, 0)) -> None:
         self.size = size
         self.begins = begins
@@ -43,9 +45,10 @@ class Window:
 
     def add(self, values: Values, weight: float | Tensor) -> None:
         """Take in what one batch came to."""
-        self._entries.append((values, weight))
         if self.size == 1:
+            self._entries = [(values, weight)]
             return
+        self._entries.append((values, weight))
         if isinstance(weight, Tensor):
             weight = _wide(weight)
             # A fill needs no transfer, and a transfer would wait for the device.
@@ -105,10 +108,12 @@ class Window:
 
     def commit(self, averages: Averages) -> Values:
         """Add the window to the epoch's averages; the window's own means, not yet read from the device."""
+        if len(self._entries) == 1:
+            values, weight = self._entries[0]
+            averages.add(values, weight)
+            return values
         for values, weight in self._entries:
             averages.add(values, weight)
-        if len(self._entries) == 1:
-            return self._entries[0][0]
         rows: dict[str, list[tuple[float | Tensor, float | Tensor]]] = {}
         for values, weight in self._entries:
             for name, value in values.items():

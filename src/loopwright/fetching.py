@@ -1,0 +1,215 @@
+"""The batches of a plain ``DataLoader``, made as it makes them, but by the whole batch where that is the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from loopwright.randomness import RandomState, generators_of
+
+T = TypeVar("T")
+Skip = Callable[[Iterator[Any]], Iterator[Any]]
+
+FIXED = (SequentialSampler, list, tuple, range)  # the same order each time
+STANDARD = (*FIXED, RandomSampler, WeightedRandomSampler, SubsetRandomSampler)  # without a hidden state
+
+logger: logging.Logger = logging.getLogger("loopwright")
+
+
+def fetched(data: Iterable[T]) -> Iterator[T]:
+    """What ``iter(data)`` gives, and draws: over a plain ``DataLoader`` of tensors, whole batches are gathered at once.
+
+    A ``DataLoader`` fetches sample by sample and stacks them; taking the rows of a batch out of the whole tensor gives
+    the same bits in a fraction of the time. The order comes from the loader's own sampler, so nothing else changes:
+    neither what is drawn from which generator, nor when.
+    """
+    return _made(data, whole=True) if why_not_whole(data) is None else iter(data)
+
+
+def fetched_after(loader: Any, skip: Skip) -> Iterator[Any]:
+    """The batches of a loader that ``can_skip``, of whose batches ``skip`` passes over the first, in indices only."""
+    return _made(loader, skip, whole=why_not_whole(loader) is None)
+
+
+def draws_from_torch_alone(loader: object) -> bool:
+    """Whether a pass over the data asks no generator but torch's, so that only those lead back to a place in it."""
+    return isinstance(loader, DataLoader) and why_not_whole(loader) is None and type(drawing(loader)) in STANDARD
+
+
+def say_how(name: str, data: object) -> None:
+    """One line for those who want to know: which way the batches are fetched, and why."""
+    if isinstance(data, DataLoader) and logger.isEnabledFor(logging.DEBUG):
+        why = why_not_whole(data)
+        logger.debug(
+            "%s: %s", name, "whole batches are gathered" if why is None else f"the loader's own batches, {why}"
+        )
+
+
+def why_not_whole(data: object) -> str | None:
+    """Why whole batches cannot be gathered, or None where they can."""
+    if type(data) is not DataLoader:
+        return f"since it is a {type(data).__name__}, and no plain DataLoader"
+    if data.num_workers:
+        return "since workers fetch them"
+    if data.collate_fn is not default_collate:
+        return "since it has a collate_fn of its own"
+    if data.batch_sampler is None:
+        return "since it makes no batches of samples"
+    dataset = data.dataset
+    while type(dataset) is Subset and "__getitems__" not in vars(dataset):
+        if _as_rows(dataset).dtype != torch.int64:
+            return "since a Subset's indices are not all whole numbers"
+        dataset = dataset.dataset
+    if type(dataset) is not TensorDataset or "__getitems__" in vars(dataset):
+        return f"since its dataset is a {type(dataset).__name__}, and no plain TensorDataset or Subset of one"
+    if not dataset.tensors or not all(_is_plain(tensor, dataset.tensors[0].device) for tensor in dataset.tensors):
+        return "since its tensors are not all plain ones: contiguous, on one device, without gradient"
+    if data.pin_memory and not torch.cuda.is_available():
+        return "since it has something to say about pinned memory"
+    return None
+
+
+def _as_rows(subset: Subset[Any]) -> Tensor:
+    """The indices of a subset, those that count from the end made to count from the start."""
+    indices = torch.as_tensor(subset.indices)
+    return torch.where(indices < 0, indices + len(subset.dataset), indices)  # type: ignore[arg-type]  # it has a length
+
+
+def _is_plain(tensor: Tensor, device: torch.device) -> bool:
+    return (
+        type(tensor) is Tensor
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+        and tensor.device == device
+        and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
+    )
+
+
+def can_skip(loader: object) -> bool:
+    """Whether a place can be found without fetching what comes before: in a plain DataLoader without workers."""
+    return (
+        type(loader) is DataLoader
+        and loader.num_workers == 0
+        and loader.batch_sampler is not None
+        and not loader.pin_memory
+        and not isinstance(loader.dataset, IterableDataset)
+    )
+
+
+def _made(loader: Any, skip: Skip = iter, *, whole: bool) -> Iterator[Any]:
+    """The loader's batches, without its iterator; that one's draws are made here and now, as by ``iter(loader)``."""
+    sampler = loader.batch_sampler
+    indices: Iterator[Any] = _in_tensors(sampler) if whole and _is_one_draw(sampler) else iter(sampler)
+    _draw_base_seed(loader)
+    indices = skip(indices)
+    return _gathered(loader, indices) if whole else _collated(loader, indices)
+
+
+def _is_one_draw(sampler: Any) -> bool:
+    """Whether a batch sampler's indices are all known with the first of them: a permutation, or the plain order."""
+    if type(sampler) is not BatchSampler:
+        return False
+    inner = sampler.sampler
+    if type(inner) is RandomSampler:
+        return not inner.replacement and inner.num_samples == len(inner.data_source)
+    return type(inner) is SequentialSampler
+
+
+def _in_tensors(batched: Any) -> Iterator[Tensor]:
+    """What such a batch sampler gives, each batch as a tensor."""
+    size: int = batched.batch_size
+    drawn = iter(batched.sampler)
+    order = torch.tensor([*islice(drawn, len(batched.sampler))], dtype=torch.int64)
+    full, rest = divmod(len(order), size)
+    for number in range(full):
+        yield order.narrow(0, number * size, size)
+    if getattr(batched.sampler, "generator", None) is not None:
+        next(drawn, None)  # a sampler draws once more where it is asked for more than it has, and that is now
+    if rest and not batched.drop_last:
+        yield order.narrow(0, full * size, rest)
+
+
+def _gathered(loader: Any, batches: Iterator[Any]) -> Iterator[list[Tensor]]:
+    dataset, subsets = loader.dataset, []
+    while type(dataset) is Subset:
+        subsets.append(_as_rows(dataset))
+        dataset = dataset.dataset
+    tensors, length = dataset.tensors, len(loader.dataset)
+    for indices in batches:
+        if isinstance(indices, Tensor):
+            rows = indices
+        elif indices and all(type(index) is int and 0 <= index < length for index in indices):
+            rows = torch.tensor(indices, dtype=torch.int64)
+        else:  # whatever a sampler of one's own means by it
+            yield next(_collated(loader, iter([indices])))
+            continue
+        for subset in subsets:
+            rows = subset.index_select(0, rows)
+        if rows.device != tensors[0].device:
+            rows = rows.to(tensors[0].device)
+        batch = [tensor.index_select(0, rows) for tensor in tensors]
+        yield [tensor.pin_memory() for tensor in batch] if loader.pin_memory else batch
+
+
+def _collated(loader: Any, batches: Iterator[list[Any]]) -> Iterator[Any]:
+    dataset = loader.dataset
+    fetch = getattr(dataset, "__getitems__", None)
+    for indices in batches:
+        yield loader.collate_fn(fetch(indices) if fetch else [dataset[index] for index in indices])
+
+
+def _draw_base_seed(loader: Any) -> None:
+    """What a DataLoader's iterator draws as it is made."""
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+
+
+def samples_of(loader: object, start: RandomState | None, number: int) -> list[Any] | None:
+    """The indices of the samples in a DataLoader's batch, drawn once more, or None where they cannot be known.
+
+    Args:
+        loader: The loader.
+        start: The random generators as its pass began. They are what they were when this returns.
+        number: The batch's, counted from 0.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    sampler = drawing(loader)
+    if type(sampler) not in STANDARD or (start is None and type(sampler) not in FIXED):
+        return None
+    own = generators_of(loader)
+    now = RandomState.capture(own)
+    try:
+        if start is not None:
+            start.restore(own)
+        indices = iter(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+        _draw_base_seed(loader)
+        for found in islice(indices, number, None):
+            return list(found) if isinstance(found, list) else [found]
+    finally:
+        now.restore(own)
+    return None
+
+
+def drawing(loader: DataLoader[Any]) -> Any:
+    """What draws a loader's indices: its sampler, that of a plain batch sampler, or a batch sampler of another kind."""
+    batched = loader.batch_sampler
+    if batched is None:
+        return loader.sampler
+    return batched.sampler if type(batched) is BatchSampler else batched
