@@ -423,7 +423,7 @@ def flat(weights: Iterable[Tensor]) -> Tensor:
 
 
 def deviation(start: Tensor, hand: Tensor, end: Tensor) -> float:
-    """How far apart the two ends are, as a share of the way from the start; 0.0 only where all bits are equal."""
+    """How far apart the two ends are, as a share of the way from the start; 0.0 only where they are equal."""
     if torch.equal(hand, end):
         return 0.0
     return float((end - hand).norm() / (hand - start).norm()) or sys.float_info.min
@@ -480,7 +480,11 @@ class Process:
             text=True,
             env=os.environ | one_thread | drawn | offline | {"KERAS_BACKEND": "torch"},
         )
-        hello = self._answer()
+        try:
+            hello = self._answer()
+        except FailedError:
+            self.__exit__()
+            raise
         self.version: str | None = hello["version"]
         self.machine: dict[str, str] = hello["machine"]
 
@@ -514,7 +518,7 @@ class Process:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise FailedError(f"the process has ended, with the exit status {self._process.wait()}")
+            raise FailedError(f"the process of {self.name} has ended, with the exit status {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -647,7 +651,8 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
         ax.axvline(1, color="0.35", linestyle=":", linewidth=1.4)
         ax.set_yticks(range(len(trainers)), [name for name, _ in trainers])
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        least, most = ax.get_xlim()
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most > 4 * least else (1, 1.2, 1.5, 2, 3, 5, 7, 8, 9)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_title(found["case"], fontsize=11)
@@ -697,10 +702,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     python = install(options.install) if options.install is not None else options.python or Path(sys.executable)
     wanted = [name for name in PEERS if name == FIRST or options.only is None or name in options.only]
     with contextlib.ExitStack() as stack:
-        started = {name: stack.enter_context(Process(str(python), name)) for name in wanted}
+        try:
+            started = {name: stack.enter_context(Process(str(python), name)) for name in wanted}
+        except FailedError as error:
+            sys.exit(f"{python}: {error}")
         missing = [name for name, process in started.items() if process.version is None]
-        if FIRST in missing:
-            sys.exit(f"{FIRST} is not installed for {python}")
         processes = {name: process for name, process in started.items() if name not in missing}
         reports = []
         try:

@@ -254,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="rounds for each point (default: 10)")
     parser.add_argument("--quick", action="store_true", help="two rounds of few steps: they show bits, not times")
+    parser.add_argument("--up-to", type=int, default=10_000_000, metavar="N", help="leave out what is larger")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table there, for a page")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw a picture there; needs matplotlib")
@@ -266,7 +267,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     freeze()
     try:
         reports = [
-            {"curve": curve.name, "points": [measure(curve.point(value), rounds, turns) for value in curve.values]}
+            {
+                "curve": curve.name,
+                "points": [measure(curve.point(n), rounds, turns) for n in curve.values if n <= options.up_to],
+            }
             for curve in CURVES
         ]
     except OtherBitsError as error:

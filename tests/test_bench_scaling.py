@@ -1,4 +1,4 @@
-"""The benchmark of scaling runs, reports every point, and times nothing that ends with other bits. No test here times."""
+"""The benchmark of scaling runs, reports every point, and times nothing that ends with other bits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRIPT = Path(scaling.__file__)
 POINT = Point(5, lambda: nn.Linear(3, 1), (2, 3))
 
 
-def test_the_scaling_benchmark_reports_and_draws_every_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scaling_benchmark_reports_and_draws_every_point(tmp_path: Path) -> None:
     figures, page, picture = tmp_path / "scaling.json", tmp_path / "scaling.md", tmp_path / "scaling.png"
     files = ["--json", str(figures), "--markdown", str(page), "--plot", str(picture)]
     command = [sys.executable, str(SCRIPT), "--quick", "--up-to", "1000", *files]

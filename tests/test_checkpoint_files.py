@@ -452,7 +452,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: P
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(LockedError, match="is in use by another process"):
+        with pytest.raises(LockedError, match="is in use by another run"):
             FolderLock(tmp_path)
         process.kill()
         process.wait()

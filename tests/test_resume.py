@@ -33,7 +33,7 @@ import kill_runs
 from broken_runs import Case, Interrupt, Interrupted, broken, build, dataset, differences, fit, left_behind, unbroken
 from faults_table import Figures
 from helpers import At, Unsized, line_trainer, some_batches, weights_of
-from loopwright import Callback, Every, State, Trainer, best_checkpoint, latest_checkpoint
+from loopwright import Callback, Every, Schedule, State, Trainer, best_checkpoint, latest_checkpoint
 from loopwright.callbacks import Checkpoint, EarlyStopping
 from loopwright.checkpoint import list_checkpoints, read_checkpoint
 from loopwright.data import Loader
@@ -702,3 +702,172 @@ def test_a_recorder_of_hooks_sees_a_resumed_run_begin_with_everything_restored(t
     line_trainer(callbacks=[recorder, Checkpoint(tmp_path)]).fit(some_batches(3), epochs=1, resume="auto")
     assert recorder.hooks[:4] == ["setup", "on_fit_start", "on_epoch_start", "on_batch_start"]
     assert recorder.calls[1].progress.step == recorder.calls[1].progress.batch == 2
+
+
+# R8: what saves, loads.
+
+
+class IntKeys(Holding):
+    def state_dict(self) -> dict[Any, Any]:
+        return {0: 1.0, 1: (2, "x")}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.value = state
+
+
+class Listing(Holding):
+    def state_dict(self) -> Any:
+        return [1, float("nan"), None]
+
+    def load_state_dict(self, state: Any) -> None:
+        self.value = state
+
+
+class Logs(Callback[Any]):
+    """Logs numbers of every kind."""
+
+    def on_step_end(self, state: State) -> None:
+        values: tuple[Any, ...] = (True, 3, np.float32(0.5), np.bool_(True), torch.tensor(True), torch.tensor(7))
+        for number, value in enumerate(values):
+            state.log(f"kind/{number}", value)
+
+
+@pytest.mark.parametrize("kind", [IntKeys, Listing, Logs])
+def test_whatever_a_callback_may_save_or_log_comes_back(tmp_path: Path, kind: type[Callback[Any]]) -> None:
+    first, second = kind(), kind()
+    trainer = line_trainer(callbacks=[first, Checkpoint(tmp_path)])
+    trainer.fit(some_batches(3), epochs=1)
+    again = line_trainer(callbacks=[second, Checkpoint(tmp_path)])
+    assert again.fit(some_batches(3), epochs=2, resume="auto").progress.step == 6
+    if isinstance(second, Holding):
+        assert repr(second.value) == repr(second.state_dict())
+    else:
+        values = {name: again.state.metrics[name] for name in again.state.metrics if name.startswith("kind/")}
+        assert all(type(value) is float for value in values.values())
+        assert list(values.values()) == [1.0, 3.0, 0.5, 1.0, 1.0, 7.0]
+
+
+class Momentum(torch.optim.Optimizer):
+    """An optimizer of one's own that keeps things where torch's do not."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it
+        self.steps += 1
+        kept: Any = self.state
+        kept["global"]["norm"] = torch.tensor(float(self.steps))
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                kept = self.state[parameter]
+                kept[0] = 0.5 * kept.get(0, 0) + parameter.grad
+                parameter -= group["lr"] * kept[0] / self.steps
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"steps": self.steps}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.steps = state["steps"]
+        super().load_state_dict({key: value for key, value in state.items() if key != "steps"})
+
+
+def test_an_optimizer_of_ones_own_keeps_what_it_likes(tmp_path: Path) -> None:
+    def run(*stops: int) -> list[Tensor]:
+        for steps in stops:
+            torch.manual_seed(0)
+            model = nn.Linear(3, 1)
+            saves = Checkpoint(tmp_path / str(len(stops)))
+            trainer = Trainer(model, Momentum(model.parameters()), nn.MSELoss(), callbacks=[saves], device="cpu")
+            trainer.fit(some_batches(8), steps=steps, resume="auto")
+        return list(model.parameters())
+
+    for expected, found in zip(run(7), run(3, 5, 7), strict=True):
+        assert torch.equal(expected, found)
+
+
+class Growing(torch.optim.lr_scheduler.LRScheduler):
+    """A scheduler of one's own, with an attribute that begins on the class."""
+
+    seen = 0
+
+    def get_lr(self) -> list[Any]:
+        self.seen += 1
+        return [0.1 / self.seen for _ in self.base_lrs]
+
+
+class Extra(nn.Linear):
+    """Keeps as extra state a row that grows."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.row = torch.zeros(0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.row = torch.cat([self.row, inputs.detach().mean().reshape(1)])
+        return super().forward(inputs)
+
+    def get_extra_state(self) -> Tensor:
+        return self.row
+
+    def set_extra_state(self, state: Any) -> None:
+        self.row = state
+
+
+def test_a_scheduler_and_an_extra_state_of_ones_own_come_back(tmp_path: Path) -> None:
+    def run(*stops: int) -> list[Tensor]:
+        for steps in stops:
+            torch.manual_seed(0)
+            model = Extra()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            trainer = Trainer(
+                model,
+                optimizer,
+                nn.MSELoss(),
+                schedule=Schedule(Growing(optimizer), each="step"),
+                callbacks=[Checkpoint(tmp_path / str(len(stops)))],
+                device="cpu",
+            )
+            trainer.fit(some_batches(8), steps=steps, resume="auto")
+        return [*model.parameters(), model.row]
+
+    for expected, found in zip(run(7), run(3, 5, 7), strict=True):
+        assert torch.equal(expected, found)
+
+
+class Unloadable(Callback[Any]):
+    """Its own load refuses what it saves; that is found where it is loaded, and said."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"a": 1}
+
+    def load_state_dict(self, state: Any) -> None:
+        raise ValueError("not that")
+
+
+def test_a_callback_that_refuses_its_state_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    line_trainer(callbacks=[Unloadable(), Checkpoint(tmp_path)]).fit(some_batches(3), epochs=1)
+    trainer = line_trainer(callbacks=[Unloadable(), Checkpoint(tmp_path)], seed=None)
+    before = [parameter.clone() for parameter in trainer.state.model.parameters()]
+    with pytest.raises(CheckpointError, match="the callback Unloadable cannot take back"):
+        trainer.fit(some_batches(3), epochs=2, resume="auto")
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.state.model.parameters(), strict=True))
+
+
+def test_with_two_checkpoints_each_keeps_what_this_run_has_saved_before(tmp_path: Path) -> None:
+    def run(steps: int, resume: Path | None) -> None:
+        often = Checkpoint(tmp_path / "often", every=Every(steps=2), keep=2)
+        best = Checkpoint(tmp_path / "best", every=Every(steps=4), monitor="train/loss", mode="min", keep=1)
+        line_trainer(callbacks=[often, best]).fit(some_batches(4), steps=steps, resume=resume)
+
+    run(12, None)
+    kept = {path.name for path in list_checkpoints(tmp_path / "best")}
+    run(14, latest_checkpoint(tmp_path / "often"))
+    assert not (tmp_path / "best" / "previous-1").exists()
+    assert best_checkpoint(tmp_path / "best") is not None
+    assert kept & {path.name for path in list_checkpoints(tmp_path / "best")}
+    line_trainer(callbacks=[Checkpoint(tmp_path / "other")]).fit(some_batches(4), steps=6)
+    run(16, latest_checkpoint(tmp_path / "often"))
+    assert {path.name for path in list_checkpoints(tmp_path / "other")} >= {"step-000000006"}

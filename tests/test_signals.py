@@ -308,3 +308,32 @@ def test_resumes_say_nothing_of_workers_that_end_as_they_should(
         line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(loader, epochs=1)
     assert caplog.records == []
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_process_ignores_stays_ignored(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        ask = At(on_step_end=lambda state: signal.raise_signal(number))
+        assert line_trainer(callbacks=[ask, Checkpoint(tmp_path)]).fit(some_batches(3), epochs=1).progress.step == 3
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("ending", [SystemExit(7), KeyboardInterrupt("mine")], ids=repr)
+def test_a_handler_that_ends_the_process_does_so_after_the_batch_and_the_save(
+    tmp_path: Path, ending: BaseException
+) -> None:
+    def handler(number: int, frame: object) -> None:
+        raise ending
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        ask = At(on_backward_end=lambda state, output: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(type(ending)) as caught:
+            line_trainer(callbacks=[ask, Checkpoint(tmp_path)]).fit(some_batches(3), epochs=1)
+        assert caught.value is ending
+        assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000001"]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -48,13 +49,19 @@ def check_schedule(scheduler: LRScheduler, saved: Any) -> None:
         raise _other("schedule", f"its state is of type {type(saved).__name__}")
     own = scheduler.state_dict()
     for key, value in saved.items():
-        if type(key) is not str or key == "optimizer" or (key not in own and hasattr(scheduler, key)):
+        if type(key) is not str or key == "optimizer" or (key not in own and _is_a_part(scheduler, key)):
             raise _other("schedule", f"{str(key)[:40]!r} in its state would take the place of something else")
         fits = key in own and alike(own[key], value) and (value is not None or own[key] is None)
         if _is_torchs(scheduler) and not fits:
             raise _other("schedule", f"{key[:40]!r} in its state does not fit a {type(scheduler).__name__}")
     if _is_torchs(scheduler) and (missing := own.keys() - saved.keys()):
         raise _other("schedule", f"{', '.join(sorted(missing))} is missing in its state")
+
+
+def _is_a_part(scheduler: LRScheduler, key: str) -> bool:
+    """Whether the class has a method, a property or the like of this name: more than a value to begin with."""
+    found = inspect.getattr_static(type(scheduler), key, None)
+    return callable(found) or hasattr(found, "__get__") or (found is None and hasattr(scheduler, key))
 
 
 def load_schedule(scheduler: LRScheduler, saved: State) -> None:
@@ -88,6 +95,8 @@ def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
     own keeps for each parameter must be what it would make for it afresh, in keys and shapes; that is found out
     on small copies of the parameters. Another optimizer's is its own affair.
     """
+    if not _is_torchs(optimizer):
+        return
     check_form(saved, _Optimizer, "$.optimizer")
     groups, own_groups = saved["param_groups"], optimizer.param_groups
     if [group.get("params") for group in groups] != _positions([len(group["params"]) for group in own_groups]):
@@ -100,11 +109,11 @@ def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
             if not alike(own[key], theirs[key]):
                 raise _other("optimizer", f"its setting {key} is of another kind")
         for key in own.keys() - theirs.keys():
-            if _is_torchs(optimizer) and type(own[key]) not in (bool, type(None)):  # such flags torch adds itself
+            if type(own[key]) not in (bool, type(None)):  # such flags torch adds itself
                 raise _other("optimizer", f"its setting {key} is missing")
     if isinstance(optimizer, LBFGS):
         _check_lbfgs(saved["state"], sum(parameter.numel() for parameter in parameters))
-    elif _is_torchs(optimizer):
+    else:
         number = 0
         for own, theirs in zip(own_groups, groups, strict=True):
             for parameter in own["params"]:

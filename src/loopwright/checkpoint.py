@@ -527,9 +527,9 @@ class FolderLock:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise SaveError.of(error, folder) from error
             raise LockedError(
-                f"{folder} is in use by another process",
+                f"{folder} is in use by another run",
                 why="two runs that save into one folder would take each other's checkpoints for their own",
-                fix="another folder, or wait until that process has ended",
+                fix="another folder, or wait until that run has ended",
             ) from None
         _held.add(self)
 

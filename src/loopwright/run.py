@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
@@ -19,7 +20,7 @@ from loopwright.errors import CheckpointError, ConfigError
 from loopwright.forms import Count, alike, check_form
 from loopwright.history import History
 from loopwright.monitor import Judged, Monitor
-from loopwright.plain import fits_safetensors
+from loopwright.plain import decode, encode, fits_safetensors
 from loopwright.randomness import RandomState, generators_of
 from loopwright.schedule import Schedule
 from loopwright.state import State, check_name
@@ -89,6 +90,7 @@ class _HoldsWeights(Protocol):
 class _Saved(TypedDict):
     """What a run's state is, beside the weights."""
 
+    name: str
     model: _Model
     optimizer: dict[str, Any]
     beside: list[Tensor]  # parameters that the optimizer holds and the model does not
@@ -107,7 +109,7 @@ class _Saved(TypedDict):
     stop: _Stop
     plateau: Judged | None
     history: _History
-    callbacks: dict[str, dict[str, Any]]
+    callbacks: dict[str, Any]
 
 
 class Run:
@@ -130,6 +132,7 @@ class Run:
         *,
         eager: bool,
     ) -> None:
+        self.name: str = uuid.uuid4().hex  # a resume takes it over: of which run a checkpoint is
         self.state: State[Any] = state
         self.callbacks: dict[str, Callback[Any]] = _keyed(callbacks)
         self.schedule: Schedule | None = schedule
@@ -159,6 +162,7 @@ class Run:
         model, optimizer = plain_module(self.state.model), self.state.optimizer
         callbacks = {key: callback.state_dict() for key, callback in self.callbacks.items()}
         return {
+            "name": self.name,
             "model": {
                 "training": {name: module.training for name, module in model.named_modules()},
                 "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
@@ -187,6 +191,15 @@ class Run:
             "history": self.history.state_dict(),
             "callbacks": callbacks,
         }
+
+    def rehearse(self) -> None:
+        """Save and look through what was saved, without a file.
+
+        Raises:
+            CheckpointError: Something cannot be saved, or could not be taken back; it is named.
+        """
+        tree, tensors = encode(self.state_dict())
+        self._checked(self.weights(), decode(tree, tensors))
 
     def load_state_dict(
         self, weights: Mapping[str, Tensor], state: Any, train: object = None, val: object = None
@@ -235,7 +248,10 @@ class Run:
                     self._check_held(callback)
         except BaseException as error:
             for action in reversed(undo):
-                action()
+                try:
+                    action()
+                except Exception as another:  # the rest has to be put back all the same
+                    error.add_note(f"putting it back to what it was has failed too: {another!r}")
             if isinstance(error, Exception):
                 why = error.what if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
                 raise CheckpointError(f"{part} cannot take back what the checkpoint holds for it", why=why) from error
@@ -245,7 +261,7 @@ class Run:
     def _check_held(self, callback: object) -> None:
         held = callback.best_weights if isinstance(callback, _HoldsWeights) else None
         own = self.state.model.state_dict()
-        if held and {k: _facts(v) for k, v in held.items()} != {k: _facts(v) for k, v in own.items()}:
+        if held and {k: _facts(k, v) for k, v in held.items()} != {k: _facts(k, v) for k, v in own.items()}:
             raise CheckpointError("the best weights in it are of another model")
 
     def _load_model(self, weights: Mapping[str, Tensor], saved: _Model, undo: list[Callable[[], object]]) -> None:
@@ -272,6 +288,7 @@ class Run:
 
     def _load_rest(self, saved: _Saved) -> None:
         """What is the loop's own; it has been checked, and nothing in here fails."""
+        self.name = saved["name"]
         for name, value in saved["progress"].items():
             setattr(self.state.progress, name, value)  # the object stays: others hold it
         if self.state.progress.step:
@@ -302,7 +319,7 @@ class Run:
         saved = cast("_Saved", state)
         self._check_model(weights, saved["model"])
         check_optimizer(self.state.optimizer, saved["optimizer"])
-        if [_facts(value) for value in saved["beside"]] != [_facts(value) for value in _beside(self.state)]:
+        if [_facts("", value) for value in saved["beside"]] != [_facts("", value) for value in _beside(self.state)]:
             raise CheckpointError("the optimizer holds other parameters beside the model's than the checkpoint does")
         for name, here in (("schedule", self.schedule), ("scaler", self.scaler), ("plateau", self.plateau)):
             if (here is None) != (state[name] is None):
@@ -319,8 +336,8 @@ class Run:
 
     def _check_model(self, weights: Mapping[str, Tensor], saved: _Model) -> None:
         model = plain_module(self.state.model)
-        own = {name: _facts(value) for name, value in model.state_dict().items()}
-        theirs = {name: _facts(value) for name, value in {**weights, **saved["extra"]}.items()}
+        own = {name: _facts(name, value) for name, value in model.state_dict().items()}
+        theirs = {name: _facts(name, value) for name, value in {**weights, **saved["extra"]}.items()}
         if own != theirs or weights.keys() & saved["extra"].keys():
             names = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
             listed = ", ".join(
@@ -348,7 +365,9 @@ class Run:
             raise CheckpointError("the gradients in the checkpoint do not fit the model's parameters")
 
 
-def _facts(value: object) -> str:
+def _facts(name: str, value: object) -> str:
+    if f".{name}".endswith("._extra_state"):
+        return "the module's own affair"  # whose get_extra_state may return what it likes
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else "no tensor"
 
 

@@ -15,7 +15,7 @@ import torch
 from loopwright.adapters import plain_state
 from loopwright.batches import EpochData, length_of
 from loopwright.callbacks.checkpoint import Checkpoint
-from loopwright.checkpoint import Contents, Snapshot, list_checkpoints, read_checkpoint
+from loopwright.checkpoint import Contents, Snapshot, list_checkpoints, read_checkpoint, read_manifest
 from loopwright.errors import CheckpointError, ConfigError
 from loopwright.guard import Guard
 from loopwright.plain import encode
@@ -112,8 +112,18 @@ class Saving:
                 kept = [other for other in found[: found.index(path) + 1] if other not in refused]
             elif resume == "auto" and not fresh:
                 kept = list_checkpoints(checkpoint.folder)
+            elif path is not None:
+                kept = [other for other in found if self._is_of_this_run(other)]
             saver.begin(kept, checkpoint.mode)
         return path is not None
+
+    def _is_of_this_run(self, path: Path) -> bool:
+        try:
+            facts = read_manifest(path)["facts"]
+        except CheckpointError:
+            return False
+        step = facts.get("step")
+        return facts.get("run") == self._run.name and type(step) is int and step <= self._run.state.progress.step
 
     def _listed(self, path: Path) -> Path:
         """The path as it is listed in a folder of ours, whatever links and detours it was given by."""
@@ -161,7 +171,7 @@ class Saving:
             CheckpointError: Something cannot, naming its path.
         """
         if self._savers:
-            encode(self._run.state_dict())
+            self._run.rehearse()
 
     def at_step(self) -> None:
         """Obey, if there is something to, and save where this optimizer step is due."""
@@ -229,6 +239,8 @@ class Saving:
         self._leave()
 
     def _leave(self) -> NoReturn:
+        if self._signals.ending is not None:
+            raise self._signals.ending
         if self._signals.asked is signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
@@ -239,6 +251,7 @@ class Saving:
         self._guard.parameters(run.state.model)
         tree, tensors = encode(run.state_dict())
         facts: dict[str, Any] = {
+            "run": run.name,
             "step": progress.step,
             "epoch": progress.epoch,
             "batch": progress.batch,

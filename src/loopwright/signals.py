@@ -23,10 +23,12 @@ class Signals:
 
     Attributes:
         asked: The signal that asked for a stop, or None.
+        ending: What a handler that was there before has raised: what the run is to end with in place of its own.
     """
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
+        self.ending: BaseException | None = None
         self._owner = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -34,7 +36,8 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _ASKED:
                 before = signal.getsignal(number)
-                if before is not None:  # None: it was installed by other than python, and could not be put back
+                # None: it was installed by other than python, and could not be put back. What is ignored stays so.
+                if before is not None and before is not signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._ask)
         return self
@@ -72,7 +75,10 @@ class Signals:
             self.asked = signal.Signals(number)
         before = self._before.get(signal.Signals(number))
         if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)
+            try:
+                before(number, frame)
+            except BaseException as error:  # a handler that ends the process may do so once all is saved
+                self.ending = self.ending or error
 
     def _child(self, number: int, frame: FrameType | None) -> None:
         before = self._before.get(signal.SIGCHLD)

@@ -123,7 +123,7 @@ class Metrics(Mapping[str, float]):
             raise unknown_metric(name, self._values) from None
         if isinstance(value, Tensor):
             self.reads += 1
-            value = self._values[name] = value.item()
+            value = self._values[name] = float(value.item())
         return value
 
     def __contains__(self, name: object) -> bool:
