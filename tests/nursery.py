@@ -95,6 +95,7 @@ def _child(question: Any) -> NoReturn:
     code = 70  # what stays where not even the interpreter's end was reached
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell runs in the background
         output = os.open(question["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         for descriptor in (1, 2):
             os.dup2(output, descriptor)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from helpers import At, Samples, Unsized, line, line_trainer, ragged
 from loopwright import Callback, Every, NonFiniteError, Output, Schedule, State, Trainer
 from loopwright.callbacks import CSVLogger, EarlyStopping
-from loopwright.guard import NonFinitePolicy
+from loopwright.guard import NonFinitePolicy, all_finite
 
 BAD = [math.nan, math.inf, -math.inf]
 POLICIES: list[NonFinitePolicy] = ["raise", "skip", "ignore"]
@@ -504,3 +504,14 @@ def test_batches_that_count_for_nothing_do_not_shift_the_place_that_an_error_nam
     assert ("norm" if clip else "loss") in caught.value.what
     batch = window * accumulate if clip else bad  # a norm is that of a window, which its first batch stands for
     assert place(caught.value) == (1, batch + 1, made + 1)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64])
+def test_one_bad_element_of_a_large_tensor_is_found_wherever_it_is(dtype: torch.dtype, value: float) -> None:
+    for size in (2**14, 2**14 + 1, 2**14 + 31):
+        for place in (0, 1, 7, size // 2, size - 2, size - 1):
+            tensor = torch.full((size,), torch.finfo(dtype).max, dtype=dtype)  # whose sum is not finite
+            assert all_finite([torch.ones(1), tensor])
+            tensor[place] = value
+            assert not all_finite([tensor, torch.ones(1)])

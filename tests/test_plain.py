@@ -362,3 +362,11 @@ def test_safetensors_holds_what_is_said_to_fit_it() -> None:
     assert not fits_safetensors("\ud800", torch.ones(1))
     assert not fits_safetensors("a", torch.eye(2).to_sparse())
     assert not fits_safetensors("a", 1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_whole_numbers_of_up_to_4096_bits_are_saved(sign: int) -> None:
+    number = sign * (2**4096 - 1)
+    assert from_json(to_json(encode(number)[0])) == number
+    with pytest.raises(CheckpointError, match="more than 4096 bits"):
+        encode(number + sign)

@@ -88,7 +88,7 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor], depth: int) -> An
     if kind is str:
         return value if _is_text(value) else _refuse(path, value, "it has half of a surrogate pair in it")
     if kind is int:
-        return value if abs(value) < 2**4096 else _refuse(path, value, "it has more than 4096 bits")
+        return value if value.bit_length() <= 4096 else _refuse(path, value, "it has more than 4096 bits")
     if kind is float:
         return value if math.isfinite(value) else {_FLOAT: repr(value)}
     if kind in _TENSORS:
