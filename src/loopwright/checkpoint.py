@@ -44,6 +44,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 _NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})(?:-([2-9]|[1-9][0-9]{1,8}))?")
 _LEFTOVER = re.compile(rf"\.(?:writing|deleting)-{_NAME.pattern}")
+_WORTH_A_THREAD = 2**20  # bytes to hash
 _MAX_MANIFEST, _MAX_HEADER, _MAX_DIMENSIONS = 2**20, 2**25, 64
 # What safetensors calls them, from the last of a file to the first: so that each lies on a multiple of its size.
 _TYPES = {
@@ -132,16 +133,18 @@ def _write_folder(folder: Path, target: Path, files: Mapping[str, Pieces], facts
     _remove(writing)
     try:
         os.mkdir(writing)
+        large = sum(len(piece) for pieces in files.values() for piece in pieces) > _WORTH_A_THREAD
         hashing = threading.Thread(  # while the disk writes; it takes about as long
             target=lambda: hashes.update((name, _sha256(*pieces)) for name, pieces in files.items()),
             name="loopwright-hash",
         )
-        hashing.start()
+        (hashing.start if large else hashing.run)()
         try:
             for name, pieces in files.items():
                 _write_file(writing / name, pieces)
         finally:
-            hashing.join()
+            if large:
+                hashing.join()
         _write_file(writing / MANIFEST, [_manifest(files, hashes, facts)])
         sync_folder(writing)
         os.rename(writing, target)

@@ -35,8 +35,8 @@ def generators_of(loader: object) -> list[torch.Generator]:
 
 
 class _Saved(TypedDict):
-    python: tuple[int, tuple[int, ...], float | None] | None
-    numpy: tuple[str, list[int], int, int, float] | None
+    python: tuple[int, Tensor, float | None] | None
+    numpy: tuple[str, Tensor, int, int, float] | None
     torch_cpu: Tensor
     torch_cuda: list[Tensor]
     own: list[Tensor]
@@ -68,11 +68,11 @@ class RandomState:
         return cls(random.getstate(), np.random.get_state(), *at_torch)
 
     def state_dict(self) -> dict[str, Any]:
-        """As plain data and tensors."""
-        numpy = self.numpy
+        """As plain data and tensors: the rows of numbers are tensors, which are quick to save."""
+        python, numpy = self.python, self.numpy
         return {
-            "python": self.python,
-            "numpy": None if numpy is None else (numpy[0], numpy[1].tolist(), *numpy[2:]),
+            "python": None if python is None else (python[0], torch.tensor(python[1]), python[2]),
+            "numpy": None if numpy is None else (numpy[0], torch.tensor(numpy[1].tolist()), *numpy[2:]),
             "torch_cpu": self.torch_cpu,
             "torch_cuda": list(self.torch_cuda),
             "own": list(self.own),
@@ -93,13 +93,14 @@ class RandomState:
             if python is not None:
                 if python[0] != 3:  # older versions differ
                     raise ValueError("the random generators in the checkpoint are not those of this python")
+                python = (python[0], _numbers(python[1], 625), python[2])
                 random.Random().setstate(python)
             if numpy is not None:
                 kind, keys, position, *rest = numpy
                 # numpy would read beyond its memory from a position that is not in there.
-                if kind != "MT19937" or len(keys) != 624 or not 0 <= position <= 624:
+                if kind != "MT19937" or not 0 <= position <= 624:
                     raise ValueError("the random generators in the checkpoint are not those of this numpy")
-                numpy = (kind, np.array(keys, dtype=np.uint32), position, *rest)
+                numpy = (kind, np.array(_numbers(keys, 624), dtype=np.uint32), position, *rest)
                 np.random.RandomState().set_state(numpy)
             torch.Generator().set_state(state["torch_cpu"])
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
@@ -121,6 +122,12 @@ class RandomState:
             torch.cuda.set_rng_state_all(self.torch_cuda[: torch.cuda.device_count()])
         for generator, state in zip(own, self.own, strict=False):
             generator.set_state(state)
+
+
+def _numbers(row: Tensor, count: int) -> tuple[int, ...]:
+    if row.dtype != torch.int64 or row.shape != (count,):
+        raise ValueError(f"a generator's state is a row of {count} whole numbers")
+    return tuple(row.tolist())
 
 
 @contextlib.contextmanager
