@@ -290,7 +290,7 @@ class Pass:
 
     def __init__(self, data: object, run: EpochData | None = None) -> None:
         self._own = generators_of(data)
-        self.start = RandomState.capture(self._own)
+        self.start: RandomState = RandomState.capture(self._own)
         self._run = run
         self._place = None if run is None else run.begin_validation()
         self._undone = False

@@ -56,7 +56,7 @@ _TYPES = {
 }  # fmt: skip
 Pieces: TypeAlias = Sequence[bytes | memoryview]
 
-logger = logging.getLogger("loopwright")
+logger: logging.Logger = logging.getLogger("loopwright")
 
 
 class _Entry(TypedDict):

@@ -33,10 +33,10 @@ _HELD = {
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8,
 }  # fmt: skip
 # What is held as its bytes.
-_AS_BITS = {
-    name: dtype
+_AS_BITS: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
     for name in ("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2", "bits8", "bits16")
-    if isinstance(dtype := getattr(torch, name, None), torch.dtype)
+    if hasattr(torch, name)
 }
 _COMPRESSED = {name: getattr(torch, name) for name in ("sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")}
 _TENSORS = (Tensor, nn.Parameter)

@@ -26,7 +26,7 @@ from loopwright.checkpoint import (
 )
 from loopwright.errors import SaveError
 
-logger = logging.getLogger("loopwright")
+logger: logging.Logger = logging.getLogger("loopwright")
 
 
 class Saver:
@@ -43,7 +43,7 @@ class Saver:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._keep = keep
-        self.folder = _made(folder)
+        self.folder: Path = _made(folder)
         self._lock = FolderLock(self.folder)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

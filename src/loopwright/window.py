@@ -30,9 +30,9 @@ class Window:
     __slots__ = ("_entries", "_even", "_first", "_total", "begins", "finite", "size")
 
     def __init__(self, size: int, begins: tuple[int, int] = (0, 0)) -> None:
-        self.size = size
-        self.begins = begins
-        self.finite = True
+        self.size: int = size
+        self.begins: tuple[int, int] = begins
+        self.finite: bool = True
         self._entries: list[tuple[Values, float | Tensor]] = []
         self._even = True  # whether all weights are one and the same number
         self._first: float | Tensor = 0.0
