@@ -429,7 +429,7 @@ def test_a_fresh_run_sets_what_it_finds_aside_under_the_next_number(tmp_path: Pa
     (tmp_path / "previous-1").symlink_to("nowhere")
     saver = Saver(tmp_path, 1)
     try:
-        saver.begin([], None)
+        saver.begin([], None, None)
     finally:
         saver.close()
     assert list_checkpoints(tmp_path) == []

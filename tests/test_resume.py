@@ -438,7 +438,7 @@ def _resumed(
     [
         (
             lambda: DataLoader(dataset(17), 3, num_workers=1, persistent_workers=True),
-            "persistent workers go on with randomness of their own",
+            "persistent workers go on with an order and a randomness of their own",
         ),
         (lambda: DataLoader(dataset(17), 3, sampler=Backwards()), "the sampler Backwards may keep a state"),
         (lambda: Noisy(some_batches(6, 3)), "a Noisy may keep a state"),
@@ -871,3 +871,208 @@ def test_with_two_checkpoints_each_keeps_what_this_run_has_saved_before(tmp_path
     line_trainer(callbacks=[Checkpoint(tmp_path / "other")]).fit(some_batches(4), steps=6)
     run(16, latest_checkpoint(tmp_path / "often"))
     assert {path.name for path in list_checkpoints(tmp_path / "other")} >= {"step-000000006"}
+
+
+# What fresh eyes found.
+
+
+def test_a_fit_within_a_fit_of_the_same_trainer_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    refused: list[Exception] = []
+
+    def nest(state: State) -> None:
+        try:
+            trainer.fit(some_batches(2), epochs=9)
+        except ConfigError as error:
+            refused.append(error)
+
+    trainer = line_trainer(callbacks=[At(on_epoch_end=nest), Checkpoint(tmp_path)])
+    result = trainer.fit(some_batches(3), epochs=2)
+    assert len(refused) == 2
+    assert [sorted(row) for row in result.history] == [["epoch", "step", "train/loss"]] * 2
+    assert len(list_checkpoints(tmp_path)) == 2
+
+
+def test_a_best_checkpoint_is_kept_also_where_a_step_and_an_epoch_meet(tmp_path: Path) -> None:
+    saves = Checkpoint(tmp_path, every=Every(steps=4), monitor="val/loss", mode="min", keep=9)
+    result = line_trainer(callbacks=[saves]).fit(some_batches(4), some_batches(2, seed=3), epochs=3)
+    scores = [row["val/loss"] for row in result.history]
+    assert _scores(tmp_path) == [*scores, scores[-1]], "the end of the last epoch is saved as well"
+
+
+def test_two_runs_in_turns_in_one_folder_do_not_take_each_others_checkpoints(tmp_path: Path) -> None:
+    one, other = (line_trainer(callbacks=[Checkpoint(tmp_path, keep=1)], seed=seed) for seed in (1, 2))
+    one.fit(some_batches(4), epochs=1)
+    other.fit(some_batches(4), epochs=5)
+    one.fit(some_batches(4), epochs=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000008"]
+
+
+class Averaged(nn.Linear):
+    """Keeps a running mean in a buffer that its state_dict does not have."""
+
+    ema: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.register_buffer("ema", torch.zeros(1), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.ema.mul_(0.9).add_(0.1 * inputs.mean())
+        return super().forward(inputs) + self.ema
+
+
+def _in_parts(folder: Path, make: Callable[[], nn.Module], *stops: int, **how: Any) -> list[Tensor]:
+    """The tensors of a model after a run in these parts, each in a new trainer."""
+    for steps in stops:
+        torch.manual_seed(0)
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        saves = Checkpoint(folder / str(len(stops)))
+        trainer = Trainer(model, optimizer, nn.MSELoss(), callbacks=[saves], device="cpu", **how)
+        trainer.fit(some_batches(8), steps=steps, resume="auto")
+    return [*model.parameters(), *model.buffers()]
+
+
+def test_buffers_that_are_not_persistent_come_back(tmp_path: Path) -> None:
+    whole, parts = _in_parts(tmp_path, Averaged, 7), _in_parts(tmp_path, Averaged, 3, 5, 7)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize("changed", [{"monitor": "train/loss"}, {"mode": "max"}])
+def test_an_early_stopping_of_another_metric_begins_anew_and_says_so(
+    tmp_path: Path, changed: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fit(epochs: int, **how: Any) -> EarlyStopping:
+        settings: dict[str, Any] = {"monitor": "val/loss", "mode": "min", "patience": 3} | how
+        stopper = EarlyStopping(**settings)
+        trainer = line_trainer(callbacks=[stopper, Checkpoint(tmp_path)])
+        trainer.fit(some_batches(3), some_batches(2, seed=3), epochs=epochs, resume="auto")
+        return stopper
+
+    fit(2)
+    stopper = fit(3, **changed)
+    assert (stopper.best_epoch, stopper.waited) == (3, 0)
+    assert any("is followed from here on" in record.message for record in caplog.records)
+
+
+def test_a_scheduler_may_begin_with_none_on_its_class(tmp_path: Path) -> None:
+    class Late(torch.optim.lr_scheduler.LRScheduler):
+        seen: int | None = None
+
+        def get_lr(self) -> list[Any]:
+            self.seen = 1 + (self.seen or 0)
+            return [0.1 / self.seen for _ in self.base_lrs]
+
+    def run(*stops: int) -> list[Tensor]:
+        for steps in stops:
+            torch.manual_seed(0)
+            model = nn.Linear(3, 1)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            trainer = Trainer(
+                model,
+                optimizer,
+                nn.MSELoss(),
+                schedule=Schedule(Late(optimizer), each="step"),
+                callbacks=[Checkpoint(tmp_path / str(len(stops)))],
+                device="cpu",
+            )
+            trainer.fit(some_batches(8), steps=steps, resume="auto")
+        return list(model.parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(run(7), run(3, 7), strict=True))
+
+
+def test_ctrl_c_within_a_window_and_a_second_fit_are_the_unbroken_run(tmp_path: Path) -> None:
+    def run(folder: Path, at: int | None) -> list[Tensor]:
+        def ask(state: State, output: object) -> None:
+            if state.progress.batch == at and state.progress.epoch == 0:
+                signal.raise_signal(signal.SIGINT)
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+        trainer = Trainer(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            nn.MSELoss(),
+            callbacks=[Checkpoint(folder), At(on_batch_end=ask)],
+            accumulate=3,
+            device="cpu",
+            seed=4,
+        )
+        if at is not None:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.fit(some_batches(8), epochs=2)
+        trainer.fit(some_batches(8), epochs=2, resume="auto")
+        return list(model.parameters())
+
+    expected = run(tmp_path / "whole", None)
+    for at in (1, 2, 4, 5):
+        found = run(tmp_path / str(at), at)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), at
+
+
+def test_a_window_under_fp16_goes_on_where_no_batch_is_left_of_it(tmp_path: Path) -> None:
+    def ask(state: State, output: object) -> None:
+        if state.progress.batch == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    def trainer(*callbacks: Any) -> Any:
+        return line_trainer(callbacks=[Checkpoint(tmp_path), *callbacks], precision="fp16", accumulate=2)
+
+    with pytest.raises(SystemExit):
+        trainer(At(on_batch_end=ask)).fit(Unsized(some_batches(3)), epochs=1)
+    progress = trainer().fit(Unsized(some_batches(3)), epochs=1, resume="auto").progress
+    assert (progress.samples, progress.step + progress.skipped) == (6, 2)
+
+
+def test_what_setup_makes_anew_does_not_replace_what_was_restored(tmp_path: Path) -> None:
+    class Counter(Holding):
+        def setup(self, state: State) -> None:
+            self.value = 0
+
+        def on_step_end(self, state: State) -> None:
+            self.value += 1
+
+    counter = Counter()
+    line_trainer(callbacks=[Counter(), Checkpoint(tmp_path)]).fit(some_batches(4), steps=3)
+    trainer = line_trainer(callbacks=[counter, Checkpoint(tmp_path)])
+    trainer.fit(some_batches(4), steps=6, resume="auto")
+    trainer.fit(some_batches(4), steps=8)
+    assert counter.value == 8
+
+
+def test_a_signal_during_a_replay_does_not_wait_for_its_end(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    class Slow(Unsized):
+        def __iter__(self) -> Iterator[Any]:
+            for number, batch in enumerate(self.batches):
+                read.append(number)
+                if len(read) == 12:
+                    signal.raise_signal(signal.SIGTERM)
+                yield batch
+
+    line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(Slow(some_batches(20)), steps=9)
+    with pytest.raises(SystemExit):
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(Slow(some_batches(20)), steps=19, resume="auto")
+    assert len(read) <= 14, "nine before, and two or three of the nine that were to be passed over"
+    again = line_trainer(callbacks=[Checkpoint(tmp_path)])
+    assert again.fit(Unsized(some_batches(20)), steps=19, resume="auto").progress.step == 19
+
+
+def test_a_refused_resume_leaves_the_models_mode_as_it_was(tmp_path: Path) -> None:
+    line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=1)
+    model = nn.Linear(2, 1).eval()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), device="cpu")
+    with pytest.raises(CheckpointError):
+        trainer.fit(some_batches(2), epochs=2, resume=latest_checkpoint(tmp_path))
+    assert not trainer.state.model.training
+
+
+def test_one_folder_for_two_checkpoints_and_a_folder_in_place_of_a_checkpoint_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two Checkpoints"):
+        line_trainer(callbacks=[Checkpoint(tmp_path), Checkpoint(tmp_path / ".")]).fit(some_batches(2), epochs=1)
+    line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=1)
+    with pytest.raises(CheckpointError, match="latest_checkpoint"):
+        line_trainer().fit(some_batches(2), epochs=1, resume=tmp_path)

@@ -60,8 +60,8 @@ def check_schedule(scheduler: LRScheduler, saved: Any) -> None:
 
 def _is_a_part(scheduler: LRScheduler, key: str) -> bool:
     """Whether the class has a method, a property or the like of this name: more than a value to begin with."""
-    found = inspect.getattr_static(type(scheduler), key, None)
-    return callable(found) or hasattr(found, "__get__") or (found is None and hasattr(scheduler, key))
+    found = inspect.getattr_static(type(scheduler), key, scheduler)
+    return callable(found) or hasattr(found, "__get__") or (found is scheduler and hasattr(scheduler, key))
 
 
 def load_schedule(scheduler: LRScheduler, saved: State) -> None:
@@ -114,11 +114,14 @@ def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
     if isinstance(optimizer, LBFGS):
         _check_lbfgs(saved["state"], sum(parameter.numel() for parameter in parameters))
     else:
-        number = 0
+        number, samples = 0, dict[Any, State]()
         for own, theirs in zip(own_groups, groups, strict=True):
             for parameter in own["params"]:
                 if kept := saved["state"].get(number):
-                    _check_kept(optimizer, own, theirs, parameter, kept)
+                    of = id(own), _small(parameter), parameter.dtype
+                    if of not in samples:
+                        samples[of] = _sample(optimizer, own, theirs, parameter)
+                    _check_kept(optimizer, samples[of], parameter, kept)
                 number += 1
 
 
@@ -127,8 +130,7 @@ def _positions(sizes: list[int]) -> list[list[int]]:
     return [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _check_kept(optimizer: Optimizer, own: State, theirs: State, parameter: Tensor, kept: State) -> None:
-    sample = _sample(optimizer, own, theirs, parameter)
+def _check_kept(optimizer: Optimizer, sample: State, parameter: Tensor, kept: State) -> None:
     name = type(optimizer).__name__
     for key, made in sample.items():
         if key not in kept:
@@ -172,7 +174,9 @@ def _sample(optimizer: Optimizer, own: State, theirs: State, parameter: Tensor) 
 
 
 def _stepped(optimizer: Optimizer, group: State, parameter: Tensor) -> State:
-    trial = copy.copy(optimizer)  # without the hooks that were put on the other
+    # An optimizer with nothing in it, and without the hooks that were put on the other.
+    trial = object.__new__(type(optimizer))
+    trial.__setstate__({"defaults": optimizer.defaults, "state": {}, "param_groups": []})
     copied = nn.Parameter(torch.zeros(_small(parameter), dtype=parameter.dtype))
     copied.grad = torch.zeros_like(copied)
     if isinstance(optimizer, torch.optim.SparseAdam):

@@ -145,13 +145,14 @@ class EpochData:
         self._places: dict[int, dict[str, Any]] = {}  # of a loader that keeps its own: by the batches given before
         self._elsewhere = False  # whether they were taken in another process, and the loader does not know of them yet
         self._begun = False  # whether a pass over the data has begun in this process
+        self.asked: Callable[[], bool] = lambda: False  # whether a signal has asked for a stop
         self._val_place: dict[str, Any] | None = None  # of such a loader of validation data, after its last pass
         self._val_elsewhere = False  # whether it does not know of that yet
         self._workers_kept = False  # whether the epoch began with persistent workers of an earlier one
 
     def attend(self, loader: object, val: object) -> None:
         """Say which loaders they are, before their first batch: their generators belong to the run from here on."""
-        self._loader, self._val = loader, val
+        self._loader, self._val = loader, None if val is loader else val
         self._begun = False
         if loader is not None:
             say_how("the training data", loader)
@@ -174,25 +175,30 @@ class EpochData:
         elsewhere, self._elsewhere = self._elsewhere, False
         if isinstance(loader, Iterator) and length_of(loader) is None:
             # A generator and its like: in the process that left it, it is where it was left.
-            return _passed_over(loader, done) if elsewhere and done else loader
+            return self._passed_over(loader, done) if elsewhere and done else loader
+        self._begun = False
+        found = self._found(loader, done, elsewhere)
         self._begun = True
+        return found
+
+    def _found(self, loader: Iterable[T], done: int, elsewhere: bool) -> Iterator[T]:
         if isinstance(loader, (list, tuple)):
-            return _pass(iter(loader), done)
+            return self._pass(iter(loader), done)
         if keeps_place(loader):
             return self._from_place(loader, done, elsewhere)
         own = generators_of(loader)
         if done == 0 or self._at_start is None:
             self._at_start = RandomState.capture(own, torchs_only=draws_from_torch_alone(loader))
             self._workers_kept = getattr(loader, "_iterator", None) is not None
-            return _passed_over(iter(loader), done) if done else fetched(loader)
+            return self._passed_over(iter(loader), done) if done else fetched(loader)
         now = RandomState.capture(own)
         if isinstance(loader, DataLoader) and loader.persistent_workers and not self._workers_kept:
             loader._iterator = None  # new workers again: the loader draws their seed only when it starts them
         self._at_start.restore(own)
         try:
             if can_skip(loader):
-                return fetched_after(loader, lambda indices: _pass(indices, done))
-            return _passed_over(iter(loader), done)
+                return fetched_after(loader, lambda indices: self._pass(indices, done))
+            return self._passed_over(iter(loader), done)
         finally:
             now.restore(own)
 
@@ -203,10 +209,37 @@ class EpochData:
             return batches
         known = max((number for number in self._places if number <= done), default=None)
         if known is None:
-            return _passed_over(iter(loader), done) if done else iter(loader)
+            return self._passed_over(iter(loader), done) if done else iter(loader)
         _put_back(loader, self._places[known])
         batches = iter(loader) if known else _or_next_epoch(loader)
-        return _passed_over(batches, done - known) if done > known else batches
+        return self._passed_over(batches, done - known) if done > known else batches
+
+    def _passed_over(self, batches: Iterator[T], done: int) -> Iterator[T]:
+        """The iterator after ``done`` batches, which are fetched and dropped, with a line that says so now and then."""
+        logger.info("going through the %d batches of this epoch that are done, to find the place again", done)
+        return _Onward(self._pass(batches, done))
+
+    def _pass(self, batches: Iterator[T], done: int) -> Iterator[T]:
+        """The iterator, after that many have been taken from it."""
+        said = time.monotonic()
+        for number in range(done):
+            if self.asked():
+                raise InterruptedError("a signal has asked for a stop")
+            try:
+                batch = next(batches, _NONE)
+            except Exception as error:
+                error.add_note(f"it was batch {number + 1} of the {done} that are done, and are gone through once more")
+                raise
+            if batch is _NONE:
+                raise DataError(
+                    f"the training data gave {number} batches, and {done} of this epoch are done already",
+                    why="it is not the data that the run was left with",
+                    fix="go on with the same data, or begin a new run",
+                )
+            if time.monotonic() >= said + _SAY_EACH:
+                said = time.monotonic()
+                logger.info("%d of the %d batches that are done have been gone through", number + 1, done)
+        return batches
 
     def leave(self, done: int) -> None:
         """Take down the place of a loader that keeps its own, after ``done`` batches of the epoch."""
@@ -246,7 +279,9 @@ class EpochData:
         if not isinstance(loader, DataLoader):
             return f"a {type(loader).__name__} may keep a state that nobody can ask it for"
         if loader.num_workers and loader.persistent_workers:
-            return "persistent workers go on with randomness of their own"
+            return "persistent workers go on with an order and a randomness of their own"
+        if isinstance(loader.dataset, IterableDataset) and not loader.num_workers:
+            return f"a {type(loader.dataset).__name__} may draw at random between the draws of the training"
         sampler = drawing(loader)
         if type(sampler) not in STANDARD and not isinstance(loader.dataset, IterableDataset):
             return f"the sampler {type(sampler).__name__} may keep a state that nobody can ask it for"
@@ -391,33 +426,6 @@ def _or_next_epoch(loader: Iterable[T]) -> Iterator[T]:
         yield batch
     if empty:
         yield from loader
-
-
-def _passed_over(batches: Iterator[T], done: int) -> Iterator[T]:
-    """The iterator after ``done`` batches, which are fetched and dropped, with a line that says so now and then."""
-    logger.info("going through the %d batches of this epoch that are done, to find the place again", done)
-    return _Onward(_pass(batches, done))
-
-
-def _pass(batches: Iterator[T], done: int) -> Iterator[T]:
-    """The iterator, after that many have been taken from it."""
-    said = time.monotonic()
-    for number in range(done):
-        try:
-            batch = next(batches, _NONE)
-        except Exception as error:
-            error.add_note(f"it was batch {number + 1} of the {done} that are done, and are gone through once more")
-            raise
-        if batch is _NONE:
-            raise DataError(
-                f"the training data gave {number} batches, and {done} of this epoch are done already",
-                why="it is not the data that the run was left with",
-                fix="go on with the same data, or begin a new run",
-            )
-        if time.monotonic() >= said + _SAY_EACH:
-            said = time.monotonic()
-            logger.info("%d of the %d batches that are done have been gone through", number + 1, done)
-    return batches
 
 
 class _Onward(Iterator[T]):

@@ -27,14 +27,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, BinaryIO, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from loopwright.errors import CheckpointError, LockedError, SaveError
 from loopwright.forms import Count, check_form
-from loopwright.plain import decode, encode, from_json, to_json
+from loopwright.plain import MAX_JSON_BYTES, decode, encode, from_json, to_json
 from loopwright.weights import plain_module
 
 FORMAT, VERSION = "loopwright checkpoint", 1
@@ -252,6 +252,10 @@ def read_checkpoint(path: PathLike) -> Contents:
     """
     folder = Path(path)
     manifest = read_manifest(folder)
+    if (size := manifest["files"][STATE]["size"]) > MAX_JSON_BYTES:
+        raise CheckpointError(f"{folder / STATE} has {size} bytes, with which none is written")
+    for name in (MODEL, STATE_TENSORS):
+        _check_length(folder / name, manifest["files"][name]["size"])
     data = {name: _read_file(folder / name, manifest["files"][name]) for name in FILES}
     weights, tensors = _read_tensors(data[MODEL], folder / MODEL), _read_tensors(data[STATE_TENSORS], folder)
     state = decode(from_json(data[STATE]), tensors)
@@ -272,6 +276,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not is_folder:
         raise CheckpointError(f"{folder} is no folder", fix="give a checkpoint's folder, such as step-000000120")
     if entries != {MANIFEST, *FILES}:
+        if any(_NAME.fullmatch(name) for name in entries):
+            raise CheckpointError(
+                f"{folder} is a folder of checkpoints, and not one of them",
+                fix=f'resume="auto", or the path of one: latest_checkpoint({str(folder)!r})',
+            )
         wrong = map(ascii, sorted(entries ^ {MANIFEST, *FILES}))
         raise CheckpointError(
             f"{folder} does not hold the files of a checkpoint", why=f"missing or not its own: {', '.join(wrong)[:200]}"
@@ -316,6 +325,15 @@ def _read_file(path: Path, entry: Mapping[str, Any]) -> bytes:
 def _read_regular(path: Path, size: int, *, exactly: bool = False) -> bytes:
     """The bytes of a plain file of at most, or exactly, ``size``: never of a link, a pipe or a device."""
     try:
+        with _opened(path, size, exactly=exactly) as file:
+            return file.read(size + 1)
+    except MemoryError as error:
+        raise CheckpointError(f"{path} does not fit into memory", why=f"it has up to {size} bytes") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path, size: int, *, exactly: bool) -> Iterator[BinaryIO]:
+    try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -326,11 +344,21 @@ def _read_regular(path: Path, size: int, *, exactly: bool = False) -> bytes:
                     f"{path} is damaged",
                     why=f"it has {status.st_size} bytes, {'' if exactly else 'at most '}{size} expected",
                 )
-            return file.read(size + 1)
+            yield file
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read", why=error.strerror or str(error)) from error
-    except MemoryError as error:
-        raise CheckpointError(f"{path} does not fit into memory", why=f"it has {status.st_size} bytes") from error
+
+
+def _check_length(path: Path, size: int) -> None:
+    """Refuse a tensor file whose header does not account for its size, before the rest is read."""
+    with _opened(path, size, exactly=True) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_MAX_HEADER, size - 8):
+            raise CheckpointError(f"{path} has a header that does not fit into it")
+        header = _header_of(file.read(length), path)
+    end = max((entry["data_offsets"][-1] for entry in header.values() if entry["data_offsets"]), default=0)
+    if 8 + length + end != size:
+        raise CheckpointError(f"{path} is damaged", why="its header does not account for all of its bytes")
 
 
 def _read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
@@ -349,12 +377,20 @@ def _check_header(data: bytes, path: object) -> None:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
         raise CheckpointError(f"{path} has a header that does not fit into it")
-    header = from_json(data[8 : 8 + length])
+    _header_of(data[8 : 8 + length], path)
+
+
+def _header_of(text: bytes, path: object) -> dict[str, Any]:
+    try:
+        header: dict[str, Any] = from_json(text)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is damaged", why=f"its header is not one: {error.what}") from error
     check_form(header, dict[str, Any], str(path))
     check_form(header.pop("__metadata__", {}), dict[str, str], str(path))
     check_form(header, dict[str, _Entry], str(path))
     if any(len(entry["shape"]) > _MAX_DIMENSIONS for entry in header.values()):
         raise CheckpointError(f"{path} has a tensor of more than {_MAX_DIMENSIONS} dimensions")
+    return header
 
 
 # --------------------------------------------------------------------------------------------------- the folder
@@ -401,6 +437,8 @@ def latest_checkpoint(folder: PathLike) -> Path | None:
 def best_checkpoint(folder: PathLike) -> Path | None:
     """The checkpoint with the best monitored score in a folder, or None where none has one.
 
+    Where the metric that ``Checkpoint`` monitors has changed on the way, it is the best by the newest one.
+
     Args:
         folder: The folder that ``Checkpoint(folder, monitor=..., mode=...)`` was given.
 
@@ -416,14 +454,19 @@ def best_checkpoint(folder: PathLike) -> Path | None:
         True
     """
     best: tuple[float, Path] | None = None
-    for path in list_checkpoints(folder):
+    judged: tuple[object, object] | None = None
+    for path in reversed(list_checkpoints(folder)):
         try:
             facts = read_manifest(path)["facts"]
         except CheckpointError as error:
             logger.warning("checkpoint refused: %s", error)
             continue
         score, sign = facts.get("score"), {"min": -1.0, "max": 1.0}.get(str(facts.get("mode")))
-        if isinstance(score, float) and math.isfinite(score) and sign and (best is None or sign * score > best[0]):
+        if not (isinstance(score, float) and math.isfinite(score) and sign):
+            continue
+        judged = judged or (facts.get("monitor"), facts.get("mode"))
+        same = judged == (facts.get("monitor"), facts.get("mode"))
+        if same and (best is None or sign * score >= best[0]):
             best = (sign * score, path)
     return None if best is None else best[1]
 
@@ -444,6 +487,12 @@ def load_weights(path: PathLike, model: nn.Module, *, strict: bool = True) -> No
         >>> result = trainer.fit(train_loader, epochs=1)
         >>> load_weights(latest_checkpoint("runs/line"), model)
     """
+    if path is None:
+        raise CheckpointError(
+            "there is no checkpoint to load from: the path is None",
+            why="latest_checkpoint and best_checkpoint return that where a folder holds none",
+            fix="look at what they return before",
+        )
     folder = Path(path)
     model = plain_module(model)
     weights: dict[str, Any] = dict(

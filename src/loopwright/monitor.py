@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
 
 Mode = Literal["min", "max"]
 
+logger: logging.Logger = logging.getLogger("loopwright")
+
 
 class Judged(TypedDict):
     """What a Monitor saves: the best value so far, and how far the metrics have been judged."""
 
+    name: str
+    mode: str
     best: float | None
     judged: Count
 
@@ -61,12 +66,17 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, and how far the metrics have been judged."""
-        return {"best": self.best, "judged": self._judged}
+        return {"name": self.name, "mode": self.mode, "best": self.best, "judged": self._judged}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Go on from what ``state_dict`` returned; False, with a warning, where that followed another metric."""
         check_form(state, Judged)
+        if (state["name"], state["mode"]) != (self.name, self.mode):
+            logger.warning("%r is followed from here on: what was saved is of another metric or mode", self.name)
+            self.reset()
+            return False
         self.best, self._judged = state["best"], state["judged"]
+        return True
 
     def fresh(self, state: State) -> float | None:
         """The metric's value if it was logged since the last look, else None.

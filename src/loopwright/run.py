@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loopwright.adapters import check_optimizer, check_scaler, check_schedule, load_schedule, plain_state
 from loopwright.averages import Averages
@@ -20,7 +20,7 @@ from loopwright.errors import CheckpointError, ConfigError
 from loopwright.forms import Count, alike, check_form
 from loopwright.history import History
 from loopwright.monitor import Judged, Monitor
-from loopwright.plain import decode, encode, fits_safetensors
+from loopwright.plain import decode, encode, fits_safetensors, to_json
 from loopwright.randomness import RandomState, generators_of
 from loopwright.schedule import Schedule
 from loopwright.state import State, check_name
@@ -31,6 +31,7 @@ from loopwright.window import Window
 class _Model(TypedDict):
     training: dict[str, bool]  # the flag of each module
     requires_grad: dict[str, bool]  # that of each parameter
+    buffers: dict[str, Tensor]  # those that are not persistent
     extra: dict[str, Any]  # what is in its state_dict and is no tensor that safetensors could hold
 
 
@@ -146,6 +147,7 @@ class Run:
         monitor = None if schedule is None else schedule.monitor
         self.plateau: Monitor | None = None if monitor is None else Monitor(monitor, "min")
         self.history: History = History()
+        self.regained: list[tuple[Callback[Any], Any]] = []  # what callbacks were given back for this fit
 
     @property
     def unfinished(self) -> bool:
@@ -166,6 +168,7 @@ class Run:
             "model": {
                 "training": {name: module.training for name, module in model.named_modules()},
                 "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+                "buffers": _beside_state(model),
                 "extra": {k: v for k, v in model.state_dict().items() if not fits_safetensors(k, v)},
             },
             "optimizer": plain_state(optimizer.state_dict()),
@@ -175,7 +178,7 @@ class Run:
             "progress": dataclasses.asdict(self.state.progress),
             "metrics": self.state.metrics.state_dict(),
             "random": RandomState.capture(self.data.generators()).state_dict(),
-            "data": self.data.state_dict(self.state.progress.batch),
+            "data": self.data.state_dict(0 if self.epoch_over else self.state.progress.batch),
             "averages": self.averages.state_dict(),
             "window": None if self.window is None else self.window.state_dict(),
             "gradients": None if self.window is None else [p.grad for p in parameters_of(self.state)],
@@ -199,6 +202,7 @@ class Run:
             CheckpointError: Something cannot be saved, or could not be taken back; it is named.
         """
         tree, tensors = encode(self.state_dict())
+        to_json(tree)
         self._checked(self.weights(), decode(tree, tensors))
 
     def load_state_dict(
@@ -217,6 +221,7 @@ class Run:
                 nothing is changed then.
         """
         saved = self._checked(weights, state)
+        self.regained = []
         _check_generators(saved, train)
         _check_place(saved["data"]["place"], train)
         _check_place(saved["data"]["val_place"], val)
@@ -245,6 +250,7 @@ class Run:
                     part = f"the callback {key}"
                     undo.append(_put_back(callback, copy.deepcopy(callback.state_dict())))
                     callback.load_state_dict(saved["callbacks"][key])
+                    self.regained.append((callback, saved["callbacks"][key]))
                     self._check_held(callback)
         except BaseException as error:
             for action in reversed(undo):
@@ -281,6 +287,11 @@ class Run:
 
         undo.append(put_back)
         model.load_state_dict({**weights, **saved["extra"]})
+        for name, buffer in _beside_state(model).items():
+            value = saved["buffers"].get(name)
+            if value is not None and _facts(name, value) == _facts(name, buffer):  # else the model makes it anew
+                undo.append(_copied_back(buffer))
+                buffer.copy_(value)
         for name, training in saved["training"].items():
             modules[name].training = training
         for name, requires_grad in saved["requires_grad"].items():
@@ -295,9 +306,12 @@ class Run:
             # Steps were made, though not in this process. Schedulers look for this mark, and would warn wrongly.
             self.state.optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's own, set by schedulers
         self.state.metrics.load_state_dict(saved["metrics"])
-        self.data.load_state_dict(saved["data"], saved["progress"]["batch"])
+        # Once an epoch's data is over, the place is that of the next one's beginning.
+        self.data.load_state_dict(saved["data"], 0 if saved["epoch_over"] else saved["progress"]["batch"])
         self.averages.load_state_dict(saved["averages"])
         self.window = None if saved["window"] is None else Window.from_state_dict(saved["window"])
+        if self.window is not None and self.scaler is not None:
+            self.scaler.scale(torch.zeros((), device=self.state.device))  # it begins with the first loss it is given
         for parameter, gradient in zip(parameters_of(self.state), saved["gradients"] or (), strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self.validation_due, self.epoch_over = saved["validation_due"], saved["epoch_over"]
@@ -321,14 +335,14 @@ class Run:
         check_optimizer(self.state.optimizer, saved["optimizer"])
         if [_facts("", value) for value in saved["beside"]] != [_facts("", value) for value in _beside(self.state)]:
             raise CheckpointError("the optimizer holds other parameters beside the model's than the checkpoint does")
-        for name, here in (("schedule", self.schedule), ("scaler", self.scaler), ("plateau", self.plateau)):
+        for name, here in (("schedule", self.schedule), ("plateau", self.plateau)):
             if (here is None) != (state[name] is None):
                 where = "the checkpoint" if here is None else "this trainer"
-                what = {"schedule": "a schedule", "scaler": "a gradient scaler", "plateau": "a monitored schedule"}
+                what = {"schedule": "a schedule", "plateau": "a monitored schedule"}
                 raise CheckpointError(f"only {where} has {what[name]}")
         if self.schedule is not None:
             check_schedule(self.schedule.lr_scheduler, saved["schedule"])
-        if self.scaler is not None:
+        if self.scaler is not None and saved["scaler"] is not None:
             check_scaler(self.scaler, saved["scaler"])
         _check_numbers(saved)
         self._check_gradients(saved)
@@ -432,6 +446,12 @@ def parameters_of(state: State[Any]) -> list[Tensor]:
     """The model's parameters, and what else the optimizer holds, each once."""
     in_optimizer = (p for group in state.optimizer.param_groups for p in group["params"])
     return list({id(p): p for p in (*state.model.parameters(), *in_optimizer)}.values())
+
+
+def _beside_state(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are not in the model's ``state_dict``."""
+    persistent = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in persistent}
 
 
 def _beside(state: State[Any]) -> list[Tensor]:

@@ -53,11 +53,12 @@ class Saver:
         self._strange: set[Path] = set()  # not removed, and said so
         self.place: tuple[object, ...] | None = None  # where the run was at its last save
 
-    def begin(self, kept: Sequence[Path], mode: str | None) -> None:
+    def begin(self, kept: Sequence[Path], monitor: str | None, mode: str | None) -> None:
         """Begin or go on: what the folder holds but these checkpoints is set aside, under a numbered name.
 
         Args:
             kept: The checkpoints of the run that goes on.
+            monitor: The metric whose best is kept whatever its age.
             mode: Whether the best is that with the smallest score, ``"min"``, or the largest.
         """
         with SaveError.on(self.folder):
@@ -73,7 +74,9 @@ class Saver:
                 logger.info("%d checkpoints that are not of this run are in %s now", len(others), aside)
         self._best = None
         if mode is not None and (best := best_checkpoint(self.folder)) is not None:
-            self._best = (read_manifest(best)["facts"]["score"], best)
+            facts = read_manifest(best)["facts"]
+            if (facts["monitor"], facts["mode"]) == (monitor, mode):
+                self._best = (facts["score"], best)
 
     def make_room(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Get the memory for copies of these in the background.

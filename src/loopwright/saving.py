@@ -52,6 +52,14 @@ class Saving:
                 why="it says which checkpoint to go on from",
                 fix='resume="auto", or resume= the path of one checkpoint',
             )
+        folders = [os.path.realpath(checkpoint.folder) for checkpoint in self._checkpoints]
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise ConfigError(
+                    f"two Checkpoints in the list save into {folder}",
+                    why="each would take the other's checkpoints for its own",
+                    fix="a folder for each",
+                )
         if resume == "auto" and len(self._checkpoints) != 1:
             raise ConfigError(
                 f'resume="auto" with {len(self._checkpoints)} Checkpoints in the list',
@@ -65,6 +73,7 @@ class Saving:
                 self._savers.append(Saver(checkpoint.folder, checkpoint.keep))  # one by one: each holds a lock
             if self._checkpoints:
                 self._signals.__enter__()
+                self._run.data.asked = lambda: self.asked
         except BaseException:
             self._close()
             raise
@@ -76,6 +85,7 @@ class Saving:
         self._signals.__exit__(kind, error, trace)
         self._close()
         self._run.data.attend(None, None)  # nothing holds the data after the call
+        self._run.data.asked = lambda: False
         if error is None and self.asked:  # after the last batch, so that all is saved already
             self._leave()
 
@@ -107,17 +117,18 @@ class Saving:
         if path is not None:
             self._restore(path, contents, refused, train, val)
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
-            kept = list_checkpoints(checkpoint.folder) if not fresh and resume is None else []
-            if path in (found := list_checkpoints(checkpoint.folder)):
-                kept = [other for other in found[: found.index(path) + 1] if other not in refused]
-            elif resume == "auto" and not fresh:
-                kept = list_checkpoints(checkpoint.folder)
-            elif path is not None:
+            found = list_checkpoints(checkpoint.folder)
+            if fresh and path is None:
+                kept = []  # a fresh run: whatever is there is another's
+            elif path in found:
+                kept = [other for other in found[: found.index(path) + 1] if self._is_of_this_run(other)]
+            else:
                 kept = [other for other in found if self._is_of_this_run(other)]
-            saver.begin(kept, checkpoint.mode)
+            saver.begin(kept, checkpoint.monitor, checkpoint.mode)
         return path is not None
 
     def _is_of_this_run(self, path: Path) -> bool:
+        """Whether the run that goes on from here has saved it before; later ones are of a way not taken."""
         try:
             facts = read_manifest(path)["facts"]
         except CheckpointError:
@@ -147,21 +158,29 @@ class Saving:
             + (", ".join(sorted(there & here)) or "(none)"),
         ]
         if here - there:
-            sentences.append(f"not in the checkpoint, and so as new: {', '.join(sorted(here - there))}")
+            sentences.append(f"not in the checkpoint, and so as new: {_shown(', '.join(sorted(here - there)))}")
         if there - here:
-            sentences.append(f"in the checkpoint, but not in the list of callbacks: {', '.join(sorted(there - here))}")
-        if why := EpochData.inexact(train):
-            sentences.append(f"perhaps not exact: {why}")
-        before, now = contents.state["data"]["batches"], length_of(train)
-        if before != now:
-            sentences.append(f"not exact: the training data had {_batches(before)}, and now has {_batches(now)}")
+            gone = _shown(", ".join(sorted(there - here)))
+            sentences.append(f"in the checkpoint, but not in the list of callbacks: {gone}")
+        for name, loader in (("", train), ("in the validation data, ", val)):
+            if loader is not None and (why := EpochData.inexact(loader)):
+                sentences.append(f"perhaps not exact: {name}{why}")
+        if (run.scaler is None) != (contents.state["scaler"] is None):
+            sentences.append(
+                "the precision is another: the gradient scaler is " + ("gone" if run.scaler is None else "new")
+            )
+        before, length = contents.state["data"]["batches"], length_of(train)
+        if before != length:
+            sentences.append(f"not exact: the training data had {_batches(before)}, and now has {_batches(length)}")
         cuda = len(contents.state["random"]["torch_cuda"])
         if cuda > (devices := torch.cuda.device_count()):
             sentences.append(f"not exact: it was saved with {cuda} CUDA devices, and here there are {devices}")
         if refused:
             sentences.append("refused were " + ", ".join(f"{other.name} ({why})" for other, why in refused.items()))
         if (saved_by := contents.facts.get("torch")) != torch.__version__:
-            sentences.append(f"it was saved with torch {saved_by}, and this is {torch.__version__}: bits may differ")
+            sentences.append(
+                f"it was saved with torch {_shown(saved_by)}, and this is {torch.__version__}: bits may differ"
+            )
         logger.info("%s", "; ".join(sentences))
 
     def rehearse(self) -> None:
@@ -268,6 +287,11 @@ class Saving:
     def _place(self) -> tuple[object, ...]:
         progress = self._run.state.progress
         return progress.epoch, progress.batch, progress.step, progress.skipped, self._run.epoch_over
+
+
+def _shown(text: object) -> str:
+    """Text out of a checkpoint, fit for a log."""
+    return "".join(char if char.isprintable() else "?" for char in str(text)[:200])
 
 
 def _batches(length: int | None) -> str:

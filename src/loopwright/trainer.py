@@ -209,7 +209,9 @@ class Trainer(Generic[Model, Batch]):
         """
         state = self.state
         plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
+        self._check_idle("train")
         self._run.history.catch_up(state)
+        obeyed = self._saving.asked  # a signal ended the last fit between two batches, with all as it should be
         saving = self._saving = self._savers()
         saving.check(resume)
         restores = resume is not None and (resume != "auto" or state.progress.fresh)
@@ -217,8 +219,14 @@ class Trainer(Generic[Model, Batch]):
             self._say_nothing_to_train(logging.WARNING, reason)
             return self._as_it_ended(reason)
         with self._prepared("train", plan), saving:
-            self._begin()
-            restored = saving.begin(resume, train, val)
+            modes = [(module, module.training) for module in state.model.modules()]
+            self._begin(keep_window=obeyed)
+            try:
+                restored = saving.begin(resume, train, val)
+            except BaseException:
+                for module, training in modes:
+                    module.training = training
+                raise
             reason = state.stop_reason or plan.reached(state.progress)
             if reason is not None and restored and not self._run.unfinished:
                 self._say_nothing_to_train(logging.INFO, reason)
@@ -227,6 +235,9 @@ class Trainer(Generic[Model, Batch]):
             self._run.ended = False
             with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
                 self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
+                for callback, saved in self._run.regained:
+                    if type(callback).setup is not Callback.setup:  # which may have made all anew
+                        callback.load_state_dict(saved)
                 hooks.on_fit_start(state)
                 self._saving.rehearse()
                 self._catch_up(hooks, val)
@@ -273,6 +284,7 @@ class Trainer(Generic[Model, Batch]):
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
         state, progress, plan, run, saving = self.state, self.state.progress, self.state.plan, self._run, self._saving
         before, steps = (progress.step, progress.skipped), math.inf if plan.steps is None else plan.steps
+        owed = False  # the save of the epoch's last step, which waits for the validation of the epoch
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
             return
@@ -289,7 +301,8 @@ class Trainer(Generic[Model, Batch]):
             if progress.step != step:
                 if run.validation_due:
                     self._evaluate(hooks, val, "val", "val")
-                if saving.active:
+                owed = saving.active and progress.batch == plan.batches
+                if saving.active and not owed:
                     saving.at_step()
             if state.stop_reason is not None or progress.step >= steps:
                 if progress.batch != plan.batches:
@@ -310,6 +323,8 @@ class Trainer(Generic[Model, Batch]):
         if self._run.validation_due:
             self._evaluate(hooks, val, "val", "val")
             self._saving.heed()
+        if owed:
+            self._saving.at_step()
         self._end_epoch(hooks, before)
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
@@ -511,11 +526,11 @@ class Trainer(Generic[Model, Batch]):
                 fix="look at the data, take a smaller learning rate, or give epochs= as well",
             )
 
-    def _begin(self) -> None:
+    def _begin(self, *, keep_window: bool) -> None:
         """Begin the run, or go on where the last fit ended."""
         state, settings, model = self.state, self._settings, self.state.model
         state.stop_reason = None
-        if (window := self._run.window) is not None:  # an error left it open
+        if (window := self._run.window) is not None and not keep_window:  # an error left it open
             if window is not self._single:  # its batches made no step, and get their turn again
                 state.progress.batch, state.progress.samples = window.begins
             self._run.window = None
@@ -525,8 +540,10 @@ class Trainer(Generic[Model, Batch]):
         self._in_hand = None
         if state.progress.fresh and settings.seed is not None:
             seed_everything(settings.seed)
+        self._run.regained = []
         if self._callback_states is not None:
-            for callback, saved in zip(settings.callbacks, self._callback_states, strict=True):
+            self._run.regained = list(zip(settings.callbacks, self._callback_states, strict=True))
+            for callback, saved in self._run.regained:
                 callback.load_state_dict(saved)
             self._callback_states = None
         if self._last_weights is not None:
@@ -670,16 +687,19 @@ class Trainer(Generic[Model, Batch]):
                 del output
         return outputs
 
+    def _check_idle(self, stage: Stage) -> None:
+        if self._running:
+            raise ConfigError(
+                f"a call for {stage!r} was made while the trainer is at work on {self.state.stage!r}",
+                why="both would use the same state",
+                fix="call it after fit has returned; validation data is fit's second argument",
+            )
+
     @contextlib.contextmanager
     def _prepared(self, stage: Stage, plan: Plan) -> Iterator[None]:
         """Everything on its device and in its mode while a call runs; all of it undone after."""
         state = self.state
-        if self._running:
-            raise ConfigError(
-                f"a call for {stage!r} was made while the trainer is at work on {state.stage!r}",
-                why="both would use the same state",
-                fix="call it after fit has returned; validation data is fit's second argument",
-            )
+        self._check_idle(stage)
         self._running = True
         state.stage, state.plan = stage, plan
         try:

@@ -113,6 +113,7 @@ class Checkpoint(Callback[Any]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""
         check_form(state, _Saved)
+        same = False
         if self._monitor is not None and state["monitor"] is not None:
-            self._monitor.load_state_dict(state["monitor"])
-        self._score = state["score"]
+            same = self._monitor.load_state_dict(state["monitor"])
+        self._score = state["score"] if same else None

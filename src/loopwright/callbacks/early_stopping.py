@@ -119,7 +119,9 @@ class EarlyStopping(Callback[Any]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
         check_form(state, _Saved)
-        self._monitor.load_state_dict(state["monitor"])
+        if not self._monitor.load_state_dict(state["monitor"]):
+            self._forget()
+            return
         self.waited = state["waited"]
         self.best_epoch = state["best_epoch"]
         self.best_weights = state["best_weights"]
