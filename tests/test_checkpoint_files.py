@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from faults_table import Figures
 from fixtures import make_checkpoint_v1
 from helpers import At, line, small_model, small_trainer, some_batches
-from hostile_checkpoints import TENSORS, put, seal
+from hostile_checkpoints import TENSORS, put, seal, sealed
 from loopwright import (
     CheckpointError,
     Every,
@@ -717,3 +718,21 @@ def test_a_run_saved_with_more_cuda_devices_than_there_are_goes_on_and_says_so(
         trainer.fit(some_batches(), some_batches(), epochs=2, resume=path)
     assert trainer.state.progress.step == 6
     assert any("not exact: it was saved with 9 CUDA devices" in record.getMessage() for record in caplog.records)
+
+
+def seal_with_size(path: Path, name: str, size: int) -> None:
+    """Have the manifest say that a file is of this size."""
+    head = json.loads((path / MANIFEST).read_bytes().split(b"\n")[0])
+    head["files"][name]["size"] = size
+    (path / MANIFEST).write_bytes(sealed(json.dumps(head).encode() + b"\n"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
+def test_a_huge_file_of_nothing_is_refused_before_it_is_read(of_a_run: Path, tmp_path: Path, name: str) -> None:
+    path = Path(shutil.copytree(of_a_run, tmp_path / of_a_run.name))
+    os.truncate(path / name, 2**40)  # a terabyte, of which the disk holds nothing
+    seal_with_size(path, name, 2**40)
+    begin = time.monotonic()
+    with pytest.raises(CheckpointError, match=name):
+        read_checkpoint(path)
+    assert time.monotonic() - begin < 10

@@ -44,6 +44,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 _NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})(?:-([2-9]|[1-9][0-9]{1,8}))?")
 _LEFTOVER = re.compile(rf"\.(?:writing|deleting)-{_NAME.pattern}")
+_LARGE = 2**26  # bytes that are not read before the header has accounted for them
 _WORTH_A_THREAD = 2**20  # bytes to hash
 _MAX_MANIFEST, _MAX_HEADER, _MAX_DIMENSIONS = 2**20, 2**25, 64
 # What safetensors calls them, from the last of a file to the first: so that each lies on a multiple of its size.
@@ -255,7 +256,8 @@ def read_checkpoint(path: PathLike) -> Contents:
     if (size := manifest["files"][STATE]["size"]) > MAX_JSON_BYTES:
         raise CheckpointError(f"{folder / STATE} has {size} bytes, with which none is written")
     for name in (MODEL, STATE_TENSORS):
-        _check_length(folder / name, manifest["files"][name]["size"])
+        if (size := manifest["files"][name]["size"]) > _LARGE:
+            _check_length(folder / name, size)
     data = {name: _read_file(folder / name, manifest["files"][name]) for name in FILES}
     weights, tensors = _read_tensors(data[MODEL], folder / MODEL), _read_tensors(data[STATE_TENSORS], folder)
     state = decode(from_json(data[STATE]), tensors)
