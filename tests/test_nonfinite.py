@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -509,9 +510,9 @@ def test_batches_that_count_for_nothing_do_not_shift_the_place_that_an_error_nam
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64])
 def test_one_bad_element_of_a_large_tensor_is_found_wherever_it_is(dtype: torch.dtype, value: float) -> None:
-    for size in (2**14, 2**14 + 1, 2**14 + 31):
+    for size, fill in itertools.product((100, 2**15, 2**15 + 1, 2**15 + 31), (0.5, torch.finfo(dtype).max)):
         for place in (0, 1, 7, size // 2, size - 2, size - 1):
-            tensor = torch.full((size,), torch.finfo(dtype).max, dtype=dtype)  # whose sum is not finite
+            tensor = torch.full((size,), fill, dtype=dtype)  # the sum of the largest is not finite
             assert all_finite([torch.ones(1), tensor])
             tensor[place] = value
             assert not all_finite([tensor, torch.ones(1)])

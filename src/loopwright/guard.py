@@ -16,7 +16,7 @@ from loopwright.step import check_trainable
 if TYPE_CHECKING:
     from loopwright.state import State
 
-_ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_SUMMED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 NonFinitePolicy: TypeAlias = Literal["raise", "skip", "ignore"]
 
@@ -138,19 +138,17 @@ class Guard:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every element of every tensor is finite; waits for each device once."""
-    flags = [_is_finite(t.coalesce().values() if t.is_sparse else t.detach()) for t in tensors]
+    """Whether every element of every tensor is finite; waits for each device once, and again where one may not be."""
+    dense = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
+    # A sum is not finite where one element is not. It may also be too large, which only looking at each can tell:
+    # that takes thirty times as long, for the tensors as large as these that it makes.
+    sums = [t.sum() if t.dtype in _SUMMED and t.numel() > 2**14 else t for t in dense]
+    return _each_finite(sums) or _each_finite(dense)
+
+
+def _each_finite(tensors: list[Tensor]) -> bool:
+    flags = [torch.isfinite(t).all() for t in tensors]
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
-
-
-def _is_finite(tensor: Tensor) -> Tensor:
-    """Whether the smallest and the largest element are finite: both are NaN where any is.
-
-    It takes a tenth of the time of ``torch.isfinite(tensor).all()``, which makes tensors as large as this one.
-    """
-    if tensor.numel() < 2**14 or tensor.dtype not in _ORDERED:
-        return torch.isfinite(tensor).all()
-    return torch.isfinite(torch.stack((tensor.min(), tensor.max()))).all()
 
 
 def _at(what: str, value: float | None, epoch: int, batch: int, step: int) -> NonFiniteError:
