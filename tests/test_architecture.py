@@ -54,7 +54,7 @@ FLOORS = {
         "loopwright.device",
         "loopwright.errors",
         "loopwright.forms",
-        "loopwright.gradients",
+        "loopwright.unrecorded",
         "loopwright.modes",
         "loopwright.plain",
         "loopwright.precision",

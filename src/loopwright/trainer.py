@@ -23,7 +23,7 @@ from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
-from loopwright.gradients import zero_grad_of
+from loopwright.unrecorded import step_of, zero_grad_of
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
@@ -165,6 +165,7 @@ class Trainer(Generic[Model, Batch]):
         self._output_wanted = False
         self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
         self._zero_grad: Callable[[], None] = optimizer.zero_grad  # and what the model has beside them
+        self._step_optimizer: Callable[[], object] = step_of(optimizer)
 
     def fit(
         self,
@@ -406,7 +407,7 @@ class Trainer(Generic[Model, Batch]):
         ):
             skipped = True
         else:
-            optimizer.step()
+            self._step_optimizer()
             skipped = False
         self._run.window = None
         if skipped:
