@@ -202,8 +202,10 @@ class Saving:
             if checkpoint.every.due_at_step(self._run.state.progress):
                 self._save(checkpoint, saver)
             elif not saver.has_room:  # the first step is made, so that the optimizer has its state by now
-                optimizer = {"optimizer": plain_state(self._run.state.optimizer.state_dict())}
-                saver.make_room(self._run.weights(), encode(optimizer)[1])
+                optimizer = self._run.state.optimizer
+                saver.make_room(
+                    self._run.weights(), lambda: encode({"optimizer": plain_state(optimizer.state_dict())})[1]
+                )
 
     def at_epoch(self) -> None:
         """Save where this epoch is due."""
