@@ -125,6 +125,16 @@ def _check_signature(cls: type[Callback[Any]], name: str, method: Callable[..., 
         ) from None
 
 
+Hook = TypeVar("Hook", bound=Callable[..., None])
+_WITHOUT_OUTPUT: set[Callable[..., None]] = set()
+
+
+def without_output(hook: Hook) -> Hook:
+    """Mark a hook that looks at nothing of the output it is given, so that the loop need not detach one for it."""
+    _WITHOUT_OUTPUT.add(hook)
+    return hook
+
+
 class Hooks(Callback[Any]):
     """All the callbacks of one run as one, with every hook bound when the run begins.
 
@@ -140,9 +150,15 @@ class Hooks(Callback[Any]):
         for hook in HOOKS:
             setattr(self, hook, _bind(hook, callbacks))
 
-    def overrides(self, *hooks: str) -> bool:
-        """Whether any callback overrides one of these hooks."""
-        return any(vars(self)[hook] is not _nothing for hook in hooks)
+    def want_output(self, *hooks: str) -> bool:
+        """Whether any callback has a use for the output that one of these hooks is given."""
+        for hook in hooks:
+            for callback in self._callbacks:
+                method = getattr(callback, hook)
+                function = getattr(method, "__func__", method)
+                if function is not getattr(Callback, hook) and function not in _WITHOUT_OUTPUT:
+                    return True
+        return False
 
     def __enter__(self) -> Self:
         for callback in self._callbacks:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from loopwright.callback import Callback
+from loopwright.callback import Callback, without_output
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
 from loopwright.schedule import Every
@@ -103,6 +103,7 @@ class Logger(Callback[Any], ABC):
         if state.progress.batch == 0 and self._epoch_due(state):
             self.record(state)
 
+    @without_output
     def on_batch_end(self, state: State, output: Output) -> None:
         """Write where a number of steps is due: once, though a step may be followed by more than one batch."""
         if self.every.steps is not None and state.progress.step != self._batched:

@@ -132,7 +132,7 @@ class Saver:
 
     def check(self) -> None:
         """Raise the error of a save in the background, if there was one."""
-        if self._busy and not self._ended.empty():
+        if self._busy and not self._ended.empty():  # at every step, and so with little ado
             self.wait()
 
     def wait(self) -> None:

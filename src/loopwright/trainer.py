@@ -235,7 +235,7 @@ class Trainer(Generic[Model, Batch]):
                     return self._as_it_ended(reason)
             self._run.ended = False
             with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
-                self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
+                self._output_wanted = hooks.want_output("on_backward_end", "on_batch_end")
                 for callback, saved in self._run.regained:
                     if type(callback).setup is not Callback.setup:  # which may have made all anew
                         callback.load_state_dict(saved)
@@ -617,7 +617,7 @@ class Trainer(Generic[Model, Batch]):
         state, metrics = self.state, self._settings.metrics
         if stage == "val":
             self._guard.look(state)
-        averages, wanted, batches = Averages(eager=self._eager), hooks.overrides("on_eval_batch_end"), 0
+        averages, wanted, batches = Averages(eager=self._eager), hooks.want_output("on_eval_batch_end"), 0
         for metric in metrics.values():
             metric.reset()
         before, state.stage = state.stage, stage

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import torch
 from tqdm import tqdm
 
-from loopwright.callback import Callback
+from loopwright.callback import Callback, without_output
 
 if TYPE_CHECKING:
     from loopwright.state import Plan, State
@@ -91,6 +91,7 @@ class ProgressBar(Callback[Any]):
         """Note when the epoch begins, for its rate."""
         self._began, self._samples = monotonic(), state.progress.samples
 
+    @without_output
     def on_batch_end(self, state: State, output: Output) -> None:
         """Draw the bar if it is time to."""
         if monotonic() >= self._due:
@@ -103,6 +104,7 @@ class ProgressBar(Callback[Any]):
             self._mark = state.metrics.mark
             self._start_bar("test", "batch", state.plan.val_batches, 0)
 
+    @without_output
     def on_eval_batch_end(self, state: State, output: Output) -> None:
         """Draw the bar if it is time to."""
         self._evaluated += 1
