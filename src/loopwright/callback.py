@@ -231,7 +231,7 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> Callable[..., None]:
         return bound[0]
     every = tuple(bound)
     # Spelled out, since packing and unpacking of arguments would cost as much as a short hook.
-    if len(inspect.signature(getattr(Callback, hook)).parameters) == 2:
+    if empty.__code__.co_argcount == 2:  # itself and the state
 
         def fire(state: Any) -> None:
             for method in every:

@@ -285,10 +285,10 @@ def _sha256(*pieces: bytes | memoryview) -> str:
 
 
 def _free_name(folder: Path, step: int) -> Path:
-    path = base = folder / f"step-{step:09d}"
+    name = base = f"step-{step:09d}"
     number = 2
-    while os.path.lexists(path):
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    while os.path.lexists(path := folder / name):
+        name, number = f"{base}-{number}", number + 1
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import queue
@@ -60,7 +61,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._busy = False  # whether an order was given whose end has not been taken note of
+        self._pending = 0  # orders whose end has not been taken note of
         self._copies = Snapshot({}, {}, None, {})  # of the newest save, whose memory the next one takes over
         self.has_room: bool = False
         self._best: tuple[float, Path] | None = None
@@ -86,6 +87,8 @@ class Saver:
                 sync_folder(aside)
                 sync_folder(self.folder)
                 logger.info("%d checkpoints that are not of this run are in %s now", len(others), aside)
+        if self._unsynced:
+            self._order(self._sync_parents)
         self._best = None
         if mode is not None and (best := best_checkpoint(self.folder)) is not None:
             facts = read_manifest(best)["facts"]
@@ -127,13 +130,13 @@ class Saver:
                 target=_obey, args=(self._orders, self._ended), name="loopwright-save", daemon=True
             )
             self._thread.start()
-        self._busy = True
+        self._pending += 1
         self._orders.put(work)
 
     def check(self) -> None:
         """Raise the error of a save in the background, if there was one."""
-        if self._busy and not self._ended.empty():  # at every step, and so with little ado
-            self.wait()
+        while self._pending and not self._ended.empty():  # at every step, and so with little ado
+            self._take()
 
     def wait(self) -> None:
         """Return when the newest save is durable.
@@ -141,33 +144,37 @@ class Saver:
         Raises:
             SaveError: It has failed.
         """
-        if self._busy:
-            error = self._ended.get()
-            self._busy = False
-            if error is not None:
-                raise error
+        while self._pending:
+            self._take()
+
+    def _take(self) -> None:
+        error = self._ended.get()
+        self._pending -= 1
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Finish what is being written, and let go of the folder."""
-        self._orders.put(None)  # even if the wait is cut short
-        try:
-            self.wait()
-        except Exception as error:  # another one is on its way, so that nobody asked for this one
-            logger.error("%s", error)
+        self._orders.put(None)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        while not self._ended.empty():  # another error is on its way, so that nobody asked for these
+            if (error := self._ended.get()) is not None:
+                logger.error("%s", error)
         self._lock.release()
+
+    def _sync_parents(self) -> None:
+        with SaveError.on(self.folder):
+            while self._unsynced:
+                sync_folder(self._unsynced[0])
+                del self._unsynced[0]
 
     def _touch(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         with contextlib.suppress(RuntimeError):  # of memory that is not there the save itself will tell
             self._copies = Snapshot({}, _zeros(weights), None, _zeros(tensors))
 
     def _write(self, what: Snapshot | Prepared, facts: Mapping[str, Any]) -> None:
-        with SaveError.on(self.folder):
-            while self._unsynced:
-                sync_folder(self._unsynced[0])
-                del self._unsynced[0]
         path = write_checkpoint(self.folder, what)
         logger.debug("saved %s", path)
         score, sign = facts["score"], -1.0 if facts["mode"] == "min" else 1.0
@@ -221,7 +228,7 @@ def _empty(tensor: Tensor) -> Tensor:
 def _made(folder: Path) -> list[Path]:
     """Make the folder with its parents; those in which one was made, and which are not durable yet."""
     with SaveError.on(folder):
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
         if not folder.is_dir():
