@@ -126,12 +126,12 @@ def _check_signature(cls: type[Callback[Any]], name: str, method: Callable[..., 
 
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
-_WITHOUT_OUTPUT: set[Callable[..., None]] = set()
+_WITHOUT_OUTPUT: list[Callable[..., None]] = []
 
 
 def without_output(hook: Hook) -> Hook:
     """Mark a hook that looks at nothing of the output it is given, so that the loop need not detach one for it."""
-    _WITHOUT_OUTPUT.add(hook)
+    _WITHOUT_OUTPUT.append(hook)
     return hook
 
 
@@ -147,18 +147,16 @@ class Hooks(Callback[Any]):
         self._callbacks = callbacks
         self._state = state
         self._set_up: list[Callback[Any]] = []
+        self._with_output: set[str] = set()
         for hook in HOOKS:
-            setattr(self, hook, _bind(hook, callbacks))
+            fire, looks_at_it = _bind(hook, callbacks)
+            setattr(self, hook, fire)
+            if looks_at_it:
+                self._with_output.add(hook)
 
     def want_output(self, *hooks: str) -> bool:
         """Whether any callback has a use for the output that one of these hooks is given."""
-        for hook in hooks:
-            for callback in self._callbacks:
-                method = getattr(callback, hook)
-                function = getattr(method, "__func__", method)
-                if function is not getattr(Callback, hook) and function not in _WITHOUT_OUTPUT:
-                    return True
-        return False
+        return not self._with_output.isdisjoint(hooks)
 
     def __enter__(self) -> Self:
         for callback in self._callbacks:
@@ -214,21 +212,24 @@ def _report(another: BaseException, callback: Callback[Any], hook: str, error: B
         logger.error("%s.%s raised while another error was on its way", _name(callback), hook, exc_info=trace)
 
 
-def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> Callable[..., None]:
+def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> tuple[Callable[..., None], bool]:
+    """What calls the hook of all the callbacks, and whether any of them looks at what the hook is given."""
     empty = getattr(Callback, hook)
     bound: list[Callable[..., None]] = []
+    looks_at_it = False
     for callback in callbacks:
         method = getattr(callback, hook)
         function = getattr(method, "__func__", method)
         if function is empty:
             continue
+        looks_at_it = looks_at_it or not any(function is marked for marked in _WITHOUT_OUTPUT)
         code = getattr(function, "__code__", None)
         plain = getattr(method, "__self__", None) is callback and code is not None and code.co_name == hook
         bound.append(method if plain else _relay(callback, hook, method))
     if not bound:
-        return _nothing
+        return _nothing, False
     if len(bound) == 1:
-        return bound[0]
+        return bound[0], looks_at_it
     every = tuple(bound)
     # Spelled out, since packing and unpacking of arguments would cost as much as a short hook.
     if empty.__code__.co_argcount == 2:  # itself and the state
@@ -237,13 +238,13 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> Callable[..., None]:
             for method in every:
                 method(state)
 
-        return fire
+        return fire, looks_at_it
 
     def fire_with(state: Any, what: Any) -> None:
         for method in every:
             method(state, what)
 
-    return fire_with
+    return fire_with, looks_at_it
 
 
 def _nothing(state: Any, what: Any = None) -> None: ...

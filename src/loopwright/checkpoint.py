@@ -253,7 +253,9 @@ def _tensor_pieces(tensors: Mapping[str, Tensor]) -> Pieces:
         piece = _memory(tensor)
         begin, end = end, end + len(piece)
         if tensor.dim() > _MAX_DIMENSIONS:
-            raise CheckpointError(f"{name[:80]!r} has more than {_MAX_DIMENSIONS} dimensions, and could not be read back")
+            raise CheckpointError(
+                f"{name[:80]!r} has more than {_MAX_DIMENSIONS} dimensions, and could not be read back"
+            )
         entries[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         pieces.append(piece)
     if "__metadata__" in entries:

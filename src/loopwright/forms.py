@@ -80,7 +80,7 @@ def _fitting(form: Any) -> Callable[[Any], bool]:
         return lambda value: (
             type(value) is dict
             and value.keys() == fitting.keys()
-            and all([fits(value[key]) for key, fits in fitting.items()])
+            and all(fits(value[key]) for key, fits in fitting.items())
         )
     origin, parts = typing.get_origin(form), typing.get_args(form)
     if origin in (Union, types.UnionType):
@@ -98,9 +98,7 @@ def _fitting(form: Any) -> Callable[[Any], bool]:
         )
     if origin is dict:
         key_fits, value_fits = _fitting(parts[0]), _fitting(parts[1])
-        return lambda value: (
-            type(value) is dict and all(map(key_fits, value)) and all(map(value_fits, value.values()))
-        )
+        return lambda value: type(value) is dict and all(map(key_fits, value)) and all(map(value_fits, value.values()))
     if form is float:
         return lambda value: type(value) in (int, float)
     return lambda value: type(value) is form

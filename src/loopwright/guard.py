@@ -140,8 +140,8 @@ class Guard:
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element of every tensor is finite; waits for each device once, and again where one may not be."""
     dense = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
-    # A sum is not finite where one element is not, and so is a sum of sums. It may also be too large, which only looking
-    # at each element can tell: that takes thirty times as long, for the tensors as large as these that it makes.
+    # A sum is not finite where one element is not, and so is a sum of sums. It may also be too large, which only
+    # looking at each element can tell: that takes thirty times as long, for the tensors as large as these it makes.
     summed = [t for t in dense if t.dtype in _SUMMED]
     if summed:
         total = summed[0].sum()

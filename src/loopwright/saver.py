@@ -188,9 +188,7 @@ class Saver:
                 logger.warning("%s is not removed: there is something in it that no checkpoint has", found)
 
 
-def _obey(
-    orders: queue.SimpleQueue[Callable[[], None] | None], ended: queue.SimpleQueue[BaseException | None]
-) -> None:
+def _obey(orders: queue.SimpleQueue[Callable[[], None] | None], ended: queue.SimpleQueue[BaseException | None]) -> None:
     """What the thread does: one order after the other, each with its end told."""
     while (order := orders.get()) is not None:
         try:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from loopwright.adapters import plain_state
 from loopwright.batches import EpochData, length_of
@@ -210,11 +211,11 @@ class Saving:
             if checkpoint.every.due_at_step(self._run.state.progress):
                 self._save(checkpoint, saver)
             elif not saver.has_room:  # the first step is made, so that the optimizer has its state by now
-                optimizer = self._run.state.optimizer
-                saver.make_room(
-                    self._run.weights(), lambda: encode({"optimizer": plain_state(optimizer.state_dict())})[1]
-                )
+                saver.make_room(self._run.weights(), self._optimizer_tensors)
         self._has_room = True
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return encode({"optimizer": plain_state(self._run.state.optimizer.state_dict())})[1]
 
     def at_epoch(self) -> None:
         """Save where this epoch is due."""
