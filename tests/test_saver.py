@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,6 +155,23 @@ def test_tensors_of_another_shape_or_type_are_copied_as_they_are(
         saver.save(snapshot(tensor, **({"new": tensor} if number == 3 else {})))
     assert [found["weight"] for found in saved(saver)] == [tensor.tolist() for tensor in tensors]
     assert ["new" in found for found in saved(saver)] == [number == 3 for number in range(len(tensors))]
+
+
+def test_a_small_save_does_not_wait_for_the_disk_that_the_one_before_waits_for(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, fsync = threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        assert ready.wait(timeout=60)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    for value in (1.0, 2.0):
+        saver.save(snapshot(torch.full((3,), value)))
+    ready.set()
+    saver.save(snapshot(torch.full((3,), 3.0)))
+    assert [found["weight"][0] for found in saved(saver)] == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.usefixtures("large")

@@ -33,7 +33,7 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, and how far the metrics are in them."""
-        return {"rows": self.rows(), "mark": self._mark, "finished": self._finished}
+        return {"rows": list(self._rows), "mark": self._mark, "finished": self._finished}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""

@@ -102,24 +102,26 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor], depth: int) -> An
 
 
 def _encode_items(value: Any, path: str, tensors: dict[str, Tensor], depth: int) -> Any:
-    """The items of a dict or a list, which has thousands of them where a history is long."""
+    """The items of a dict or a list: thousands of them, where a history is long."""
     named = type(value) is dict
     if named and not all(type(key) is str and key.isascii() and key[:1] != "$" for key in value):
         return _encode_odd_keys(value, path, tensors, depth)
-    made = []
-    for place, item in value.items() if named else enumerate(value):
+    for item in value.values() if named else value:
         kind = type(item)
-        if (
+        if not (
             (kind is float and item - item == 0.0)  # finite
             or (kind is int and -_LARGEST < item < _LARGEST)
             or item is None
             or kind is bool
             or (kind is str and item.isascii())
-        ) and depth < MAX_DEPTH:
-            made.append(item)  # as it is, without a call for each
-        else:
-            made.append(_encode(item, f"{path}.{place}" if named else f"{path}[{place}]", tensors, depth + 1))
-    return dict(zip(value, made, strict=True)) if named else made
+        ):
+            break
+    else:
+        if depth < MAX_DEPTH:
+            return value.copy()  # there is nothing in it that is not as it will be
+    if named:
+        return {key: _encode(item, f"{path}.{key}", tensors, depth + 1) for key, item in value.items()}
+    return [_encode(item, f"{path}[{i}]", tensors, depth + 1) for i, item in enumerate(value)]
 
 
 def _encode_odd_keys(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], depth: int) -> Any:

@@ -107,17 +107,19 @@ class Saver:
     def save(self, snapshot: Snapshot) -> None:
         """Save a snapshot in the background; its tensors are copied before this returns.
 
-        Waits for the save before, if it is not done.
+        A large save waits for the one before, whose memory it takes over; a small one only for the one before that.
 
         Raises:
-            SaveError: That one has failed.
+            SaveError: An earlier one has failed.
         """
-        self.wait()
         self.has_room = True
         what: Snapshot | Prepared
         if _size(snapshot.weights) + _size(snapshot.tensors) <= _SMALL:
             what = prepare(snapshot, whole=True)
+            while self._pending > 1:
+                self._take()
         else:
+            self.wait()
             weights = _copied(snapshot.weights, self._copies.weights)
             tensors = _copied(snapshot.tensors, self._copies.tensors)
             what = self._copies = dataclasses.replace(snapshot, weights=weights, tensors=tensors)
