@@ -128,10 +128,10 @@ class Saver:
     def _order(self, work: Callable[[], None]) -> None:
         if self._thread is None:
             # A daemon, since an end that is itself cut short must not leave the process waiting for it.
-            self._thread = threading.Thread(
-                target=_obey, args=(self._orders, self._ended), name="loopwright-save", daemon=True
-            )
-            self._thread.start()
+            orders = self._orders, self._ended
+            thread = threading.Thread(target=_obey, args=orders, name="loopwright-save", daemon=True)
+            thread.start()
+            self._thread = thread
         self._pending += 1
         self._orders.put(work)
 
