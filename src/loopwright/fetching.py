@@ -146,7 +146,7 @@ def _in_tensors(batched: Any) -> Iterator[Tensor]:
     parts = (order,) if len(order) <= size * _SPLIT else order.split(size * _SPLIT)
     rest: tuple[Tensor, ...] = ()
     for part in parts:
-        batches = part.split(size) if len(part) else ()
+        batches = part.split(size) if len(part) else ()  # type: ignore[no-untyped-call]  # torch has no annotation there
         if part is parts[-1] and len(order) % size:
             batches, rest = batches[:-1], batches[-1:]
         yield from batches
@@ -254,7 +254,7 @@ def samples_of(loader: object, start: RandomState | None, number: int) -> list[A
     return None
 
 
-def drawing(loader: DataLoader[Any]) -> Any:
+def drawing(loader: Any) -> Any:
     """What draws a loader's indices: its sampler, that of a plain batch sampler, or a batch sampler of another kind."""
     batched = loader.batch_sampler
     if batched is None:

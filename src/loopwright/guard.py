@@ -139,9 +139,10 @@ class Guard:
         )
 
 
+@torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element of every tensor is finite; waits for each device once, and again where one may not be."""
-    dense = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
+    dense = [t.detach().coalesce().values() if t.is_sparse else t for t in tensors]
     # A sum is not finite where one element is not. It may also be too large, which only looking at each can tell:
     # that takes thirty times as long on large tensors, for the tensors as large as these that it makes.
     summed = [t for t in dense if t.dtype in _SUMMED]

@@ -23,7 +23,6 @@ from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
-from loopwright.unrecorded import step_of, zero_grad_of
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
@@ -50,6 +49,7 @@ from loopwright.step import (
     values_of,
     weigh,
 )
+from loopwright.unrecorded import step_of, zero_grad_of
 from loopwright.weights import copied, holds, snapshot
 from loopwright.window import Window
 
