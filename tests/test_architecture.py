@@ -54,7 +54,6 @@ FLOORS = {
         "loopwright.device",
         "loopwright.errors",
         "loopwright.forms",
-        "loopwright.unrecorded",
         "loopwright.modes",
         "loopwright.plain",
         "loopwright.precision",
@@ -62,6 +61,7 @@ FLOORS = {
         "loopwright.schedule",
         "loopwright.signals",
         "loopwright.state",
+        "loopwright.unrecorded",
         "loopwright.weights",
     ],
 }

@@ -23,7 +23,6 @@ from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
-from loopwright.unrecorded import step_of, zero_grad_of
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
@@ -50,6 +49,7 @@ from loopwright.step import (
     values_of,
     weigh,
 )
+from loopwright.unrecorded import step_of, zero_grad_of
 from loopwright.weights import copied, holds, snapshot
 from loopwright.window import Window
 
@@ -220,7 +220,8 @@ class Trainer(Generic[Model, Batch]):
             self._say_nothing_to_train(logging.WARNING, reason)
             return self._as_it_ended(reason)
         with self._prepared("train", plan), saving:
-            modes = [(module, module.training) for module in state.model.modules()]
+            root_trains = state.model.training  # else _begin sets every flag
+            modes = [] if root_trains else [(module, module.training) for module in state.model.modules()]
             self._begin(keep_window=obeyed)
             try:
                 restored = saving.begin(resume, train, val)
@@ -285,7 +286,7 @@ class Trainer(Generic[Model, Batch]):
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
         state, progress, plan, run, saving = self.state, self.state.progress, self.state.plan, self._run, self._saving
         before, steps = (progress.step, progress.skipped), math.inf if plan.steps is None else plan.steps
-        owed = False  # the save of the epoch's last step, which waits for the validation of the epoch
+        saves, owed = saving.active, False  # owed: the save of the last step, which waits for the epoch's validation
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
             return
@@ -295,15 +296,15 @@ class Trainer(Generic[Model, Batch]):
         for batch in self._saving.until_asked(self._run.data.batches(train, progress.epoch, progress.batch)):
             step = progress.step
             self._train_batch(hooks, batch)
-            if saving.asked:
+            if saves and saving.asked:
                 saving.obey()
             if run.window is not None:
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step:
                 if run.validation_due:
                     self._evaluate(hooks, val, "val", "val")
-                owed = saving.active and progress.batch == plan.batches
-                if saving.active and not owed:
+                owed = saves and progress.batch == plan.batches
+                if saves and not owed:
                     saving.at_step()
             if state.stop_reason is not None or progress.step >= steps:
                 if progress.batch != plan.batches:
