@@ -154,7 +154,7 @@ class Saves(Callback[Any], logging.Handler):
     The last hook before a save is the batch's end; when a checkpoint is durable, the library's log says so.
     """
 
-    trainer: Trainer
+    trainer: Trainer[Any]
 
     def __init__(self, size: int) -> None:
         logging.Handler.__init__(self, logging.DEBUG)
