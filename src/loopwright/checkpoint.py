@@ -45,6 +45,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 _NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})(?:-([2-9]|[1-9][0-9]{1,8}))?")
 _LEFTOVER = re.compile(rf"\.(?:writing|deleting)-{_NAME.pattern}")
 _LARGE = 2**26  # bytes that are not read before the header has accounted for them
+_AT_ONCE = 2**27  # bytes to write in one system call
 _MAX_MANIFEST, _MAX_HEADER, _MAX_DIMENSIONS = 2**20, 2**25, 64
 # What safetensors calls them, from the last of a file to the first: so that each lies on a multiple of its size.
 _TYPES = {
@@ -198,14 +199,16 @@ def _manifest(files: Mapping[str, Pieces], hashes: Mapping[str, str], facts: Any
 
 def _write_files(folder: Path, files: Mapping[str, Pieces]) -> None:
     """Write all of the files, and only then wait for the disk: it takes them in one go."""
+    # With as little as can be between two system calls: at each the loop may have to wait for Python's lock.
+    parts = [(folder / name, pieces if len(pieces) == 1 else _gathered(pieces)) for name, pieces in files.items()]
     descriptors: list[int] = []
     try:
-        for name, pieces in files.items():
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptors.append(descriptor := os.open(folder / name, flags, 0o666))
-            for view in _gathered(pieces):
-                while view:
-                    view = view[os.write(descriptor, view[: 2**27]) :]
+        for path, views in parts:
+            descriptors.append(descriptor := os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            for view in views:
+                written = os.write(descriptor, view if len(view) <= _AT_ONCE else memoryview(view)[:_AT_ONCE])
+                while written < len(view):
+                    written += os.write(descriptor, memoryview(view)[written : written + _AT_ONCE])
             _begin_to_sync(descriptor)
         for descriptor in descriptors:
             os.fsync(descriptor)
@@ -231,7 +234,8 @@ def _gathered(pieces: Pieces) -> Iterator[memoryview]:
             yield memoryview(piece)
         else:
             small += piece
-    yield memoryview(small)
+    if small:
+        yield memoryview(small)
 
 
 def sync_folder(folder: Path) -> None:
