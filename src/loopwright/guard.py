@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SUMMED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
+LOSS, NORM = "the loss", "the norm of the gradients"
+
 NonFinitePolicy: TypeAlias = Literal["raise", "skip", "ignore"]
 
 
@@ -71,7 +73,7 @@ class Guard:
         if self._policy == "raise":
             state.metrics.record("train/loss", number)
             progress = state.progress
-            raise _at("the loss", number, progress.epoch, progress.batch, progress.step)
+            raise _at(LOSS, number, progress.epoch, progress.batch, progress.step)
         return number, False
 
     def norm(self, state: State[Any], norm: Tensor) -> None:
@@ -87,7 +89,7 @@ class Guard:
         elif not math.isfinite(number := norm.item()):
             progress, accumulate = state.progress, state.plan.accumulate
             first = progress.batch // accumulate * accumulate  # of the window
-            raise _at("the norm of the gradients", number, progress.epoch, first, progress.step)
+            raise _at(NORM, number, progress.epoch, first, progress.step)
 
     def leave_out(self) -> None:
         """A batch or a window is not counted, so that those after it have to be counted anew."""
@@ -111,10 +113,10 @@ class Guard:
         loss, norm = self._losses.first_bad(), self._norms.first_bad()
         if norm is not None and (loss is None or norm < (within + loss) // self._accumulate):
             first = (window + norm) * self._accumulate
-            raise _at("the norm of the gradients", None, epoch, first, step + norm)
+            raise _at(NORM, None, epoch, first, step + norm)
         if loss is not None:
             state.metrics.record("train/loss", math.nan)
-            raise _at("the loss", None, epoch, batch + loss, step + (within + loss) // self._accumulate)
+            raise _at(LOSS, None, epoch, batch + loss, step + (within + loss) // self._accumulate)
         self.begin(state)
 
     def parameters(self, model: nn.Module) -> None:
@@ -129,12 +131,15 @@ class Guard:
         if all_finite(trainable.values()):
             return
         bad = [name for name, p in trainable.items() if not all_finite([p])]
-        raise NonFiniteError(
+        error = NonFiniteError(
             f"{len(bad)} of {len(trainable)} trainable parameters hold NaN or infinite values: {', '.join(bad[:5])}"
             + (", ..." if len(bad) > 5 else ""),
             why="the gradients of an earlier step were not finite, or the learning rate is far too high",
             fix="a smaller learning rate, or clip_norm=1.0, which also checks the gradients of every step",
+            found="parameters",
         )
+        error.parameters = bad
+        raise error
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -152,10 +157,13 @@ def _each_finite(tensors: list[Tensor]) -> bool:
 
 
 def _at(what: str, value: float | None, epoch: int, batch: int, step: int) -> NonFiniteError:
-    return NonFiniteError(
+    error = NonFiniteError(
         f"{what} is {'not finite' if value is None else value} in epoch {epoch + 1}, batch {batch + 1}, "
         f"at optimizer step {step + 1}",
-        why="training on would turn the weights into NaN" if what == "the loss" else "the step would ruin the weights",
+        why="training on would turn the weights into NaN" if what == LOSS else "the step would ruin the weights",
         fix="a smaller learning rate, clip_norm=1.0, or a look at that batch's data; "
         'on_nonfinite="skip" drops such batches',
+        found="loss" if what == LOSS else "gradient",
     )
+    error.epoch, error.batch, error.step = epoch + 1, batch + 1, step + 1
+    return error

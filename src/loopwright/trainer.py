@@ -21,6 +21,7 @@ from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batc
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
+from loopwright.culprit import Culprit
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.gradients import zero_grad_of
@@ -29,6 +30,7 @@ from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import deterministic_kernels, seed_everything
+from loopwright.rerun import Replay
 from loopwright.result import Result
 from loopwright.run import Run
 from loopwright.saving import Saving
@@ -160,6 +162,11 @@ class Trainer(Generic[Model, Batch]):
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._saving = self._savers()
+        self._replay = Replay(self.state.device)
+        folders = [callback.folder for callback in self._settings.callbacks if isinstance(callback, Checkpoint)]
+        self._culprit = Culprit(
+            self.state, self._step, loss, self._autocast, self._run.data, folders, self._replay
+        )
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
@@ -233,7 +240,7 @@ class Trainer(Generic[Model, Batch]):
                 if self._run.ended:  # else it was left between its last save and its end
                     return self._as_it_ended(reason)
             self._run.ended = False
-            with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
+            with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad(), self._culprit.searching():
                 self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
                 for callback, saved in self._run.regained:
                     if type(callback).setup is not Callback.setup:  # which may have made all anew
@@ -291,9 +298,14 @@ class Trainer(Generic[Model, Batch]):
         if progress.batch == 0:
             self._run.averages = Averages(eager=self._eager)
         self._guard.begin(state)
+        self._replay.begin(wanted=self._eager and self._settings.on_nonfinite == "raise")
         for batch in self._saving.until_asked(self._run.data.batches(train, progress.epoch, progress.batch)):
             step = progress.step
-            self._train_batch(hooks, batch)
+            try:
+                self._train_batch(hooks, batch)
+            except NonFiniteError as error:  # here the batch is still in hand
+                self._culprit.look(error, self._move(batch) if self._eager else None)
+                raise
             if saving.asked:
                 saving.obey()
             if run.window is not None:
@@ -336,6 +348,8 @@ class Trainer(Generic[Model, Batch]):
         if window is None:
             window = self._run.window = self._single or self._open_window()
             self._zero_grad()
+        if self._replay.due:
+            self._replay.note()
         if self._takes_closure:
             first: list[tuple[Output, int]] = []
             state.optimizer.step(self._closure(hooks, window, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
@@ -427,6 +441,8 @@ class Trainer(Generic[Model, Batch]):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
+            if self._replay.due:
+                self._replay.note()
             with self._autocast or contextlib.nullcontext():
                 output = as_output(self._step(state.model, batch))
             loss = output.loss
@@ -459,9 +475,11 @@ class Trainer(Generic[Model, Batch]):
         return first[0]
 
     def _clip(self, largest: float) -> None:
-        norm = nn.utils.clip_grad_norm_(self._parameters, largest)
+        # What clip_grad_norm_ does, with a look at the norm before it turns every gradient into NaN.
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
             self._guard.norm(self.state, norm)
+        nn.utils.clip_grads_with_norm_(self._parameters, largest, norm)
 
     def _stepped(self, hooks: Hooks, window: Window) -> None:
         """After an optimizer step: counters, metrics, hooks, schedule."""
