@@ -108,5 +108,5 @@ def _plain(tensor: Tensor) -> Tensor | None:
     if found.is_sparse:
         found = found.coalesce().values()
     elif found.layout != torch.strided or found.is_nested:
-        found = found.values()  # type: ignore[no-untyped-call]  # torch has no annotation there
+        found = found.values()
     return found.float() if found.dtype.itemsize == 1 else found  # torch counts nothing in eight bits

@@ -5,24 +5,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from loopwright.batches import EpochData
 from loopwright.census import Census, census, joined, tensors_in
 from loopwright.checkpoint import latest_checkpoint, read_manifest
 from loopwright.errors import NonFiniteError
-from loopwright.reasons import backward_reason, forward_reason
+from loopwright.reasons import SOFTMAXES, backward_reason, forward_reason
 from loopwright.rerun import Event, Place, Replay, Seen, is_constant, run_again
 from loopwright.state import State
 from loopwright.step import Output, batch_size
 from loopwright.weights import plain_module
 
 _LISTED = 10  # rows and samples in a message
+_WHY = {
+    "losses": "their losses were not finite",
+    "gradients": "their gradients were not finite",
+    "scale": "their gradients did not fit into fp16 at any scale",
+    "weights": "their batches had the weight 0",
+}
 _IN_A_ROW = 1000  # windows without end that may be skipped with no step between them
 
 logger: logging.Logger = logging.getLogger("loopwright")
@@ -83,7 +89,9 @@ class Culprit:
         with contextlib.suppress(Exception):  # whatever is wrong with the folder is another error's matter
             error.checkpoint = self._newest()
         if error.checkpoint is not None:
-            error.details.append(f"saved: {error.checkpoint} is the newest checkpoint, with finite weights")
+            error.details.append(
+                f"saved: {error.checkpoint} is the newest checkpoint with finite weights; resume= that path goes on there"
+            )
         error.compose()
 
     def _newest(self) -> Path | None:
@@ -99,6 +107,12 @@ class Culprit:
         error.samples = self._data.samples(number)
         if error.found == "gradient":
             error.parameters = _names(self._state, _gradient)
+        if not again and error.found == "gradient":
+            error.cause = "backward"
+            error.details.append(f"gradients: not finite are those of {joined(error.parameters)}; the loss is finite")
+            if error.samples:
+                error.details.append(f"samples: {_listed(error.samples)}")
+            return
         weights = _names(self._state, lambda parameter: parameter)
         there = self._data.again(number) if batch is None else batch
         inputs = {path: found for path, tensor in tensors_in(there, "batch") if (found := census(tensor)) is not None}
@@ -128,11 +142,18 @@ class Culprit:
     def _of_parameters(self, error: NonFiniteError) -> None:
         """They were found at a save or at the end: what did the last step's gradients look like?"""
         gradients, step = _names(self._state, _gradient), self._state.progress.step
+        progress = self._state.progress
         error.step = step or None
+        if gradients and progress.batch and self._state.plan.accumulate == 1:
+            error.epoch, error.batch = progress.epoch + 1, progress.batch
+            error.samples = self._data.samples(progress.batch - 1)
         if gradients:
             error.cause = "backward"
-            error.details.append(f"where: the gradients of step {step} are not finite: {joined(gradients)}")
-            error.why = f"so it was that step which ruined the weights, the last one; its loss was finite{_beside(error)}"
+            where = f", of {error.place}," if error.place else ""
+            error.details.append(f"where: the gradients of step {step}{where} are not finite: {joined(gradients)}")
+            if error.samples:
+                error.details.append(f"samples: {_listed(error.samples)}")
+            error.why = "so it was that step, the last one, which ruined the weights; its loss was finite"
         elif step:
             error.cause = "update"
             error.details.append(f"where: the gradients of step {step}, the last one, are finite")
@@ -143,7 +164,7 @@ class Culprit:
         total, before = sum(1 for _ in self._state.model.parameters()), self._state.progress.step
         error.details.append(f"where: {len(weights)} of {total} parameters are not finite: {joined(weights)}")
         error.why = (
-            f"they were so before this batch: it was step {before}, or an earlier one, that ruined them"
+            f"they were so before this batch: step {before}, or something before it, has ruined them"
             if before
             else "they were so before the first step"
         )
@@ -154,9 +175,7 @@ class Culprit:
             else "a look at how the model was built or loaded"
         )
 
-    def _of_one_gone(
-        self, error: NonFiniteError, inputs: dict[str, Census], weights: list[str], there: bool
-    ) -> None:
+    def _of_one_gone(self, error: NonFiniteError, inputs: dict[str, Census], weights: list[str], there: bool) -> None:
         """It was found some steps later, on an accelerator."""
         if inputs:
             _of_inputs(error, inputs)
@@ -180,12 +199,12 @@ class Culprit:
             if inputs:
                 _of_inputs(error, inputs)
             return
-        origin, rest = _origin(seen.chain, inputs)
+        origin, rest = _origin(seen.chain)
         sources = [source for source in origin.sources if source in inputs]
         error.operation, error.module = origin.facts.operation or None, origin.place.module
         rows = _rows(error, origin.found, batch)
         turned = next((event for event in rest if event.found.nan), None)
-        if sources and not _masks(origin, inputs):
+        if sources and not _masked(origin, seen.chain):
             rows = _rows(error, inputs[sources[0]], batch)
             _of_inputs(error, {source: inputs[source] for source in sources}, rows, first=_named(origin.place))
             return
@@ -193,9 +212,15 @@ class Culprit:
         where = f"where: first in {_named(origin.place)}: {origin.found}{rows}"
         if turned is not None and not origin.found.nan:
             where += f"; NaN since {_named(turned.place)}"
-        others = [source for source in origin.sources if source not in inputs]
+        others = [
+            source if found is None else f"{source}, which holds {found}"
+            for source, found in origin.sources.items()
+            if source not in inputs
+        ]
         error.details.insert(0, where + (f"; {joined(others)} went in" if others else ""))
         error.why, error.fix = forward_reason(origin.facts)
+        if any(found is None for found in origin.sources.values()):
+            error.why, error.fix = "a number that is not finite was written down there", "a look at where it is made"
         if sources:
             error.details.append(f"input: {_inputs({source: inputs[source] for source in sources})}")
 
@@ -224,13 +249,75 @@ class Culprit:
                 error.details.append("where: run once more, the batch gave finite gradients; a hook may change them")
 
 
-def gone_on(skipped: str) -> str:
-    """The first words of the warning for the first window that is dropped."""
-    return f'on_nonfinite="skip" drops its first step, since {skipped}'
+class Skips:
+    """Counts the windows that are dropped, and says so: a warning for the first, and one at the end of fit.
 
+    Args:
+        state: The run's.
+        culprit: Looks into the first one. Its batch is not run again: the run goes on, and what a step of the
+            user's keeps for itself would change by that.
+    """
 
-def _beside(error: NonFiniteError) -> str:
-    return "" if error.found != "parameters" else ", and clip_norm=1.0 would have looked at its gradients"
+    def __init__(self, state: State[Any], culprit: Culprit) -> None:
+        self._state, self._culprit = state, culprit
+        self.begin()
+
+    def begin(self) -> None:
+        """A fit begins."""
+        self._counts: Counter[str] = Counter()
+        self._steps = self._state.progress.step  # when the present row of skipped windows began
+        self._row: Counter[str] = Counter()
+        self._warned = False
+        self._last = ""
+
+    def found(self, error: NonFiniteError, batch: Any = None) -> None:
+        """A loss, or a gradient, is not finite, and its window will be dropped; the first is looked into."""
+        self._last = error.place
+        if self._warned:
+            return
+        self._warned = True
+        self._culprit.look(error, batch, again=False)
+        error.fix = 'nothing, if such batches are expected; on_nonfinite="raise" looks for the operation that made it'
+        error.compose()
+        logger.warning("a step is skipped, and more may be, which are counted in progress.skipped: %s", error)
+
+    def count(self, kind: str) -> None:
+        """A window has been dropped.
+
+        Args:
+            kind: What was at fault: ``"losses"``, ``"gradients"``, ``"scale"`` or ``"weights"``.
+
+        Raises:
+            NonFiniteError: A great many in a row were, in data that may have no end.
+        """
+        progress = self._state.progress
+        progress.skipped += 1
+        self._counts[kind] += 1
+        if progress.step != self._steps:
+            self._steps = progress.step
+            self._row.clear()
+        self._row[kind] += 1
+        if self._row.total() >= _IN_A_ROW and self._state.plan.batches is None:
+            raise NonFiniteError(
+                f"{self._row.total()} steps in a row were skipped, up to epoch {progress.epoch + 1}, "
+                f"batch {progress.batch + 1}: {_WHY[self._row.most_common(1)[0][0]]}",
+                why="the data has no length, so that the run might never end",
+                fix="look at the data, or take a smaller learning rate",
+            )
+
+    def end(self) -> None:
+        """The fit has ended well."""
+        skipped = self._counts["losses"] + self._counts["gradients"]
+        if self._warned and skipped > 1:
+            logger.warning(
+                "%d steps were skipped in this fit, %d for their loss and %d for their gradients, and %d steps made in "
+                "all; the last one skipped was in %s",
+                skipped,
+                self._counts["losses"],
+                self._counts["gradients"],
+                self._state.progress.step,
+                self._last,
+            )
 
 
 def _gradient(parameter: Tensor) -> Tensor | None:
@@ -262,19 +349,20 @@ def _named(place: Place) -> str:
     return f"{place.operation} in {inside}{line}" if place.operation else f"{inside}{line}"
 
 
-def _origin(chain: Sequence[Event], inputs: dict[str, Census]) -> tuple[Event, Sequence[Event]]:
+def _origin(chain: Sequence[Event]) -> tuple[Event, Sequence[Event]]:
     """The event to blame, and those after it: masks, whose infinities are meant, are passed over."""
     for index, event in enumerate(chain):
-        meant = is_constant(event) or (_masks(event, inputs) and not event.found.nan)
+        meant = is_constant(event) or (_masked(event, chain) and not event.found.nan)
         if not meant or index == len(chain) - 1:
             return event, chain[index + 1 :]
     raise AssertionError("a chain has an end")
 
 
-def _masks(event: Event, inputs: dict[str, Census]) -> bool:
-    """Whether all that went in and is not finite is -inf, as masks have it."""
-    known = [inputs[source] for source in event.sources if source in inputs]
-    return bool(event.sources) and len(known) == len(event.sources) and not any(c.nan or c.above for c in known)
+def _masked(event: Event, chain: Sequence[Event]) -> bool:
+    """Whether all that went in and is not finite is -inf, on the way to a softmax: what masks are for."""
+    found = list(event.sources.values())
+    meant = bool(found) and all(c is not None and not (c.nan or c.above) for c in found)
+    return meant and any(other.facts.operation in SOFTMAXES for other in chain)
 
 
 def _of_inputs(

@@ -103,6 +103,11 @@ class NonFiniteError(LoopwrightError, FloatingPointError):
         self.details: list[str] = []
         self.searched: bool = False
 
+    @property
+    def place(self) -> str:
+        """Where it was found, in words; empty where that is not known."""
+        return "" if self.batch is None else f"epoch {self.epoch}, batch {self.batch}"
+
     def compose(self) -> None:
         """Make the message anew, of what the attributes now say."""
         why, fix = self.why and f"why: {self.why}", self.fix and f"fix: {self.fix}"

@@ -7,28 +7,72 @@ from dataclasses import dataclass
 import torch
 
 CONSTANTS = frozenset(
-    "full full_like new_full fill fill_ masked_fill masked_fill_ index_fill index_fill_ constant_ tensor as_tensor "
-    "new_tensor scalar_tensor triu tril triu_ tril_ where pad __setitem__".split()
+    [
+        "full",
+        "full_like",
+        "new_full",
+        "fill",
+        "fill_",
+        "masked_fill",
+        "masked_fill_",
+        "index_fill",
+        "index_fill_",
+        "constant_",
+        "tensor",
+        "as_tensor",
+        "new_tensor",
+        "scalar_tensor",
+        "triu",
+        "tril",
+        "triu_",
+        "tril_",
+        "where",
+        "pad",
+        "__setitem__",
+    ]
 )
 """Where an infinity is what somebody wrote down, as masks are made."""
 
-UNSET = frozenset("empty empty_like new_empty empty_strided empty_permuted new_empty_strided resize_".split())
+UNSET = frozenset(
+    ["empty", "empty_like", "new_empty", "empty_strided", "empty_permuted", "new_empty_strided", "resize_"]
+)
 """What gives memory as it is, to be written to."""
 
-_LOGARITHMS = frozenset("log log2 log10 log_ logit log1p".split())
-_ROOTS = frozenset("sqrt sqrt_ rsqrt rsqrt_".split())
-_POWERS = frozenset("pow pow_ __pow__ __ipow__ __rpow__ float_power".split())
+_LOGARITHMS = frozenset(["log", "log2", "log10", "log_", "logit", "log1p"])
+_ROOTS = frozenset(["sqrt", "sqrt_", "rsqrt", "rsqrt_"])
+_POWERS = frozenset(["pow", "pow_", "__pow__", "__ipow__", "__rpow__", "float_power"])
 _DIVISIONS = frozenset(
-    "div div_ divide true_divide __truediv__ __itruediv__ __rdiv__ __rtruediv__ __div__ reciprocal reciprocal_".split()
+    [
+        "div",
+        "div_",
+        "divide",
+        "true_divide",
+        "__truediv__",
+        "__itruediv__",
+        "__rdiv__",
+        "__rtruediv__",
+        "__div__",
+        "reciprocal",
+        "reciprocal_",
+    ]
 )
-_EXPONENTIALS = frozenset("exp exp_ exp2 expm1 sinh cosh".split())
-_SOFTMAXES = frozenset(
-    "softmax log_softmax scaled_dot_product_attention multi_head_attention_forward softmin gumbel_softmax".split()
+_EXPONENTIALS = frozenset(["exp", "exp_", "exp2", "expm1", "sinh", "cosh"])
+SOFTMAXES = frozenset(
+    [
+        "softmax",
+        "log_softmax",
+        "scaled_dot_product_attention",
+        "multi_head_attention_forward",
+        "softmin",
+        "gumbel_softmax",
+    ]
 )
-_SPREADS = frozenset("std var std_mean var_mean".split())
-_DOMAINS = frozenset("acos acos_ asin asin_ atanh acosh".split())
-_MEANS = frozenset("mean nanmean cross_entropy nll_loss".split())
-_NORMS = frozenset("norm vector_norm linalg_norm linalg_vector_norm normalize dist cdist pairwise_distance".split())
+_SPREADS = frozenset(["std", "var", "std_mean", "var_mean"])
+_DOMAINS = frozenset(["acos", "acos_", "asin", "asin_", "atanh", "acosh"])
+_MEANS = frozenset(["mean", "nanmean", "cross_entropy", "nll_loss"])
+_NORMS = frozenset(
+    ["norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "normalize", "dist", "cdist", "pairwise_distance"]
+)
 _MARGIN = "smaller learning rate, inputs and targets scaled to about 1, or a normalisation layer before it"
 
 
@@ -58,7 +102,7 @@ def forward_reason(facts: Facts) -> tuple[str, str]:
     name, low = facts.operation, facts.low
     if name in _LOGARITHMS and low is not None:
         return (
-            f"the logarithm has no finite value at or below {-1 if name == 'log1p' else 0}, and was asked for {low:.4g}",
+            f"it has no finite value at or below {-1 if name == 'log1p' else 0}, and was asked for that of {low:.4g}",
             "clamp its argument (x.clamp(min=1e-8).log()), or use a function that is safe there: log_softmax, "
             "logsigmoid, binary_cross_entropy_with_logits",
         )
@@ -69,7 +113,7 @@ def forward_reason(facts: Facts) -> tuple[str, str]:
             "it divides by zero" + (", and zero by zero is NaN" if facts.nan else ""),
             "add a small number to the divisor, or clamp it: a / b.clamp(min=1e-8)",
         )
-    if name in _SOFTMAXES and facts.infinite:
+    if name in SOFTMAXES and facts.infinite:
         return (
             "a row of -inf alone, such as a mask that leaves nothing, has no softmax",
             "leave at least one place of every row unmasked, or mask with a large negative number in place of -inf",

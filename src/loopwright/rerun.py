@@ -91,7 +91,8 @@ class Event:
         place: Where it ran.
         found: What is not finite in its output.
         parents: The events whose output went in.
-        sources: What else went in that is not finite, by its name: a part of the batch, a parameter, a buffer.
+        sources: What else went in that is not finite, by its name: a part of the batch, a parameter, a buffer, or a
+            number written down, which has no census.
     """
 
     order: int
@@ -99,7 +100,7 @@ class Event:
     place: Place
     found: Census
     parents: list[Event] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
+    sources: dict[str, Census | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,9 @@ def run_again(
         backward: Whether to compute gradients as well, where the loss is finite.
     """
     model = plain_module(model)
-    named = {f"parameter {name}": p for name, p in model.named_parameters(remove_duplicate=False)}
-    named |= {f"buffer {name}": b for name, b in model.named_buffers(remove_duplicate=False)}
-    named = dict(tensors_in(batch, "batch")) | named
+    named: dict[str, Tensor] = dict(tensors_in(batch, "batch"))
+    named.update({f"parameter {name}": p for name, p in model.named_parameters(remove_duplicate=False)})
+    named.update({f"buffer {name}": b for name, b in model.named_buffers(remove_duplicate=False)})
     modules = [*model.modules(), *(m for other in others if isinstance(other, nn.Module) for m in other.modules())]
     with _untouched(modules, replay) as moved, warnings.catch_warnings(), _eagerly():
         warnings.simplefilter("ignore")
@@ -171,7 +172,8 @@ def _eagerly() -> contextlib.AbstractContextManager[object]:
     """What is compiled runs as it is written; without the compiler's import, which takes seconds, nothing is."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    eagerly: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return eagerly
 
 
 @contextlib.contextmanager
@@ -325,7 +327,7 @@ class _Watch(TorchFunctionMode):
                         self._events.pop(id(tensor), None)  # mended in place
                     elif name or id(tensor) not in self._events:  # what a module gives is mostly known from within
                         event = self._event(name, inputs, found, tensor, was)
-                        event.sources += [f"the number {number}" for number in numbers]
+                        event.sources.update({f"the number {number}": None for number in numbers})
                         self._events[id(tensor)] = self._storages[_storage(tensor)] = event
                         self._kept.append(tensor)
         finally:
@@ -353,7 +355,7 @@ class _Watch(TorchFunctionMode):
             if before is not None:
                 event.parents.append(before)
             elif source is not None:
-                event.sources.append(source)
+                event.sources[source] = bad
         low, high = min((s[0] for s in spans), default=None), max((s[1] for s in spans), default=None)
         event.facts = dataclasses.replace(event.facts, low=low, high=high, infinite=infinite)
         return event

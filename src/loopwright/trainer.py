@@ -21,11 +21,11 @@ from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batc
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
-from loopwright.culprit import Culprit
+from loopwright.culprit import Culprit, Skips
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.gradients import zero_grad_of
-from loopwright.guard import Guard, NonFinitePolicy, all_finite
+from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
 from loopwright.precision import Precision, autocast, grad_scaler
@@ -164,9 +164,8 @@ class Trainer(Generic[Model, Batch]):
         self._saving = self._savers()
         self._replay = Replay(self.state.device)
         folders = [callback.folder for callback in self._settings.callbacks if isinstance(callback, Checkpoint)]
-        self._culprit = Culprit(
-            self.state, self._step, loss, self._autocast, self._run.data, folders, self._replay
-        )
+        self._culprit = Culprit(self.state, self._step, loss, self._autocast, self._run.data, folders, self._replay)
+        self._skips = Skips(self.state, self._culprit)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
@@ -370,6 +369,7 @@ class Trainer(Generic[Model, Batch]):
                 value, usable = self._guard.loss(state, loss)
                 if not usable:
                     window.finite = False
+                    self._skips.found(self._guard.found(state, LOSS, value), batch)
             window.add(values_of(output, value) if output.metrics else {"loss": value}, weight)
             if self._output_wanted:
                 output = output.detached()
@@ -389,6 +389,7 @@ class Trainer(Generic[Model, Batch]):
         progress.samples += samples
         hooks.on_batch_end(state, output)
         if not self._eager:
+            self._guard.weight(state, weight)
             self._guard.look_if_read(state)
 
     def _optimizer_step(self, hooks: Hooks, window: Window) -> None:
@@ -396,7 +397,7 @@ class Trainer(Generic[Model, Batch]):
         state, optimizer, scaler = self.state, self.state.optimizer, self._scaler
         if not window.finite or (window.size > 1 and window.empty):
             self._run.window = None
-            state.progress.skipped += 1
+            self._skips.count("weights" if window.finite else "losses")
             if not window.finite:
                 window.finite = True  # for the next batch
                 self._guard.parameters(state.model)  # with ruined weights every later step would be skipped too
@@ -419,12 +420,13 @@ class Trainer(Generic[Model, Batch]):
             parameter.grad for parameter in self._parameters if parameter.grad is not None
         ):
             skipped = True
+            self._skips.found(self._guard.found(state, NORM, None))
         else:
             optimizer.step()
             skipped = False
         self._run.window = None
         if skipped:
-            state.progress.skipped += 1
+            self._skips.count("gradients" if scaler is None else "scale")
             if self._settings.on_nonfinite == "skip":
                 self._guard.parameters(state.model)
             else:
@@ -530,7 +532,8 @@ class Trainer(Generic[Model, Batch]):
         """After the epoch's validation: its schedule, its count, its row."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
         number = progress.epoch + 1
-        self._move_schedule("epoch")
+        if progress.step != self._run.history.steps_by(progress.epoch):  # else every step of the epoch was skipped
+            self._move_schedule("epoch")
         progress.epoch, progress.batch = number, 0
         self._run.epoch_over = False
         hooks.on_epoch_end(state)
@@ -558,6 +561,7 @@ class Trainer(Generic[Model, Batch]):
         self._in_hand = None
         if state.progress.fresh and settings.seed is not None:
             seed_everything(settings.seed)
+        self._skips.begin()
         self._run.regained = []
         if self._callback_states is not None:
             self._run.regained = list(zip(settings.callbacks, self._callback_states, strict=True))
@@ -588,6 +592,7 @@ class Trainer(Generic[Model, Batch]):
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
         self._run.ended = True
+        self._skips.end()
         self._saving.at_end()
         # Copies: another trainer may use the same callbacks before the next fit.
         self._callback_states = [copied(callback.state_dict()) for callback in self._settings.callbacks]
@@ -635,6 +640,7 @@ class Trainer(Generic[Model, Batch]):
         if stage == "val":
             self._guard.look(state)
         averages, wanted, batches = Averages(eager=self._eager), hooks.overrides("on_eval_batch_end"), 0
+        weights = Weights()  # on the device, to be looked at with the means
         for metric in metrics.values():
             metric.reset()
         before, state.stage = state.stage, stage
@@ -651,6 +657,8 @@ class Trainer(Generic[Model, Batch]):
                 output = output.detached() if wanted or metrics else output
                 weight, _ = weigh(output, batch, read=self._eager)
                 averages.add(values_of(output, output.loss.detach()), weight)
+                if not self._eager and isinstance(weight, Tensor):
+                    weights.add(batches, weight)
                 for metric_name, metric in metrics.items():
                     update_metric(metric_name, metric, output)
                 hooks.on_eval_batch_end(state, output)
@@ -662,6 +670,7 @@ class Trainer(Generic[Model, Batch]):
                 return {}
             if not batches:
                 raise no_batches(f"the {called}", data)
+            weights.check(f"batch {{}} of the {called}")
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
             for metric_name, metric in metrics.items():
                 scores = joined(scores, named_scores(f"{name}/{metric_name}", metric.compute()))
