@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from loopwright.batches import EpochData
-from loopwright.census import Census, census, joined, tensors_in
+from loopwright.census import Census, census, joined, span, tensors_in
 from loopwright.checkpoint import latest_checkpoint, read_manifest
 from loopwright.errors import NonFiniteError
 from loopwright.reasons import SOFTMAXES, backward_reason, forward_reason
@@ -29,6 +29,7 @@ _WHY = {
     "scale": "their gradients did not fit into fp16 at any scale",
     "weights": "their batches had the weight 0",
 }
+_GROWN = 1e6  # a weight that no training at a sound learning rate comes to
 _IN_A_ROW = 1000  # windows without end that may be skipped with no step between them
 
 logger: logging.Logger = logging.getLogger("loopwright")
@@ -90,7 +91,7 @@ class Culprit:
             error.checkpoint = self._newest()
         if error.checkpoint is not None:
             error.details.append(
-                f"saved: {error.checkpoint} is the newest checkpoint with finite weights; resume= that path goes on there"
+                f"saved: {error.checkpoint} is the newest checkpoint with finite weights; resume= takes that path"
             )
         error.compose()
 
@@ -212,6 +213,8 @@ class Culprit:
         where = f"where: first in {_named(origin.place)}: {origin.found}{rows}"
         if turned is not None and not origin.found.nan:
             where += f"; NaN since {_named(turned.place)}"
+        if is_constant(seen.chain[0]) and origin is not seen.chain[0]:
+            where += f"; the infinity that went in is that of {_named(seen.chain[0].place)}"
         others = [
             source if found is None else f"{source}, which holds {found}"
             for source, found in origin.sources.items()
@@ -219,6 +222,8 @@ class Culprit:
         ]
         error.details.insert(0, where + (f"; {joined(others)} went in" if others else ""))
         error.why, error.fix = forward_reason(origin.facts)
+        if not origin.found.nan and (largest := _largest(self._state)) > _GROWN:
+            error.why += f"; the weights have grown to {largest:.4g}"
         if any(found is None for found in origin.sources.values()):
             error.why, error.fix = "a number that is not finite was written down there", "a look at where it is made"
         if sources:
@@ -277,6 +282,9 @@ class Skips:
             return
         self._warned = True
         self._culprit.look(error, batch, again=False)
+        buffers = [name for name, b in self._state.model.named_buffers() if (c := census(b)) is not None and c.nan]
+        if buffers:
+            error.details.append(f"buffers: {joined(buffers)} hold NaN, which the forward has written, and skip leaves")
         error.fix = 'nothing, if such batches are expected; on_nonfinite="raise" looks for the operation that made it'
         error.compose()
         logger.warning("a step is skipped, and more may be, which are counted in progress.skipped: %s", error)
@@ -318,6 +326,12 @@ class Skips:
                 self._state.progress.step,
                 self._last,
             )
+
+
+def _largest(state: State[Any]) -> float:
+    """The largest absolute value of a weight."""
+    spans = [found for p in state.model.parameters() if (found := span(p)) is not None]
+    return max((max(-low, high) for low, high in spans), default=0.0)
 
 
 def _gradient(parameter: Tensor) -> Tensor | None:
@@ -413,7 +427,7 @@ def _terms(error: NonFiniteError, output: Output) -> list[str]:
             if value is not None:
                 words.append(f"the {name} hold {found[0]}" if found else f"the {name} are finite")
     if words:
-        error.details.append(f"terms: {joined(words, 12)}")
+        error.details.append(f"terms: {'; '.join(words)}")
     return bad
 
 
