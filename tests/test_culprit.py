@@ -8,6 +8,7 @@ import logging
 import math
 import pickle
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from helpers import At, line, line_trainer, ragged
@@ -147,6 +149,14 @@ def embedded() -> nn.Module:
     return nn.Sequential(embedding, nn.Flatten(), nn.Linear(3, 1))
 
 
+def ruined_norm() -> nn.Module:
+    """Frozen in eval mode, with running statistics that are NaN."""
+    norm = nn.BatchNorm1d(3).eval()
+    assert norm.running_mean is not None
+    norm.running_mean.fill_(math.nan)
+    return nn.Sequential(norm, nn.Linear(3, 1))
+
+
 @dataclass(frozen=True)
 class Fault:
     model: Callable[[], nn.Module]
@@ -260,6 +270,13 @@ FAULTS: dict[str, Fault] = {
     ),
     "bf16": Fault(
         lambda: Between(lambda h: h * 1e38 * 1e10), "forward", "", "mul", ("bfloat16",), loader, {"precision": "bf16"}
+    ),
+    "a buffer": Fault(
+        ruined_norm,
+        "forward",
+        "0",
+        "batch_norm",
+        ("buffer 0.running_mean", "not finite before it"),
     ),
     "the root's derivative at zero": Fault(
         line,
@@ -481,9 +498,12 @@ def test_what_the_second_run_raises_does_not_hide_the_error() -> None:
 
 def test_a_compiled_model_is_run_again_as_it_is_written() -> None:
     torch._dynamo.reset()
-    model = Between(Log())
-    model.compile(backend="eager")
-    error = caught(model, loader())
+
+    class Compiled(Between):
+        def compile(self, *args: Any, **kwargs: Any) -> None:
+            super().compile(backend="eager")  # without the compiler that the default needs
+
+    error = caught(Compiled(Log()), loader(), compile=True)
     assert (error.cause, error.module, error.operation) == ("forward", "function", "log")
 
 
@@ -805,3 +825,55 @@ def test_skip_says_which_buffers_the_dropped_batch_has_ruined(caplog: pytest.Log
 def test_an_infinity_that_is_no_mask_is_followed_to_where_it_was_written_down() -> None:
     error = caught(Between(lambda h: h + torch.full((4,), math.inf)), loader())
     assert "the infinity that went in is that of full in the model's own forward, Between" in str(error)
+
+
+class Bag:
+    """A batch of one's own class, that moves itself."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def to(self, device: torch.device, **_: object) -> Bag:
+        return Bag(self.inputs.to(device), self.targets.to(device))
+
+
+def test_a_batch_of_ones_own_class_is_looked_into() -> None:
+    bags = [Bag(x, y * math.nan if index else y) for index, (x, y) in enumerate(ragged(2, 2))]
+    step = lambda model, batch: Output(F.mse_loss(model(batch.inputs), batch.targets), weight=2)  # noqa: E731
+    error = caught(line(), bags, step=step)
+    assert (error.cause, error.inputs) == ("input", ["batch.targets"])
+
+
+def test_what_comes_from_outside_of_model_and_batch_is_told_from_what_they_compute() -> None:
+    outside = torch.full((1,), math.nan)
+    step = lambda model, batch: Output((model(batch[0]) * outside).mean())  # noqa: E731
+    error = caught(line(), loader(), step=step)
+    assert (error.cause, error.operation) == ("loss", "mul")
+    assert "something that was there before the step, which holds NaN" in str(error)
+
+
+class Stepwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.GRU(3, 4, batch_first=True)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = checkpoint(lambda x: self.inner(x)[0], inputs[:, None], use_reentrant=False)
+        each = torch.func.vmap(lambda row: row.abs().sqrt().log() * 0)(hidden[:, 0])
+        out: Tensor = self.head(each * 0 + hidden[:, 0] / 0)
+        return out
+
+
+def test_checkpointed_parts_and_transforms_do_not_stop_the_search() -> None:
+    error = caught(Stepwise(), loader())
+    assert (error.cause, error.operation) == ("forward", "div")
+    assert not error.inexact
+
+
+def test_a_scripted_module_is_seen_from_outside() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(Log())
+    error = caught(Between(scripted), loader())
+    assert (error.cause, error.module) == ("forward", "function")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _ROWS = 1000  # listed at the most
 
@@ -91,6 +91,9 @@ def tensors_in(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for f in dataclasses.fields(value):
             yield from tensors_in(getattr(value, f.name, None), f"{path}.{f.name}")
+    elif callable(getattr(value, "to", None)) and not isinstance(value, (nn.Module, type)):  # a batch class
+        for name, item in getattr(value, "__dict__", {}).items():
+            yield from tensors_in(item, f"{path}.{name}")
 
 
 def joined(words: list[str], limit: int = 5) -> str:

@@ -215,17 +215,15 @@ class Culprit:
             where += f"; NaN since {_named(turned.place)}"
         if is_constant(seen.chain[0]) and origin is not seen.chain[0]:
             where += f"; the infinity that went in is that of {_named(seen.chain[0].place)}"
-        others = [
-            source if found is None else f"{source}, which holds {found}"
-            for source, found in origin.sources.items()
-            if source not in inputs
-        ]
-        error.details.insert(0, where + (f"; {joined(others)} went in" if others else ""))
+        others = {source: found for source, found in origin.sources.items() if source not in inputs}
+        words = [source if found is None else f"{source}, which holds {found}" for source, found in others.items()]
+        error.details.insert(0, where + (f"; what went in: {joined(words)}" if words else ""))
         error.why, error.fix = forward_reason(origin.facts)
         if not origin.found.nan and (largest := _largest(self._state)) > _GROWN:
             error.why += f"; the weights have grown to {largest:.4g}"
-        if any(found is None for found in origin.sources.values()):
-            error.why, error.fix = "a number that is not finite was written down there", "a look at where it is made"
+        if others and not _masked(origin, seen.chain):
+            error.why = f"{joined(list(others))} {'were' if len(others) > 1 else 'was'} not finite before it"
+            error.fix = "a look at where that is made or written to"
         if sources:
             error.details.append(f"input: {_inputs({source: inputs[source] for source in sources})}")
 

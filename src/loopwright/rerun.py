@@ -26,6 +26,7 @@ from loopwright.reasons import CONSTANTS, UNSET, Facts
 from loopwright.step import Output, as_output
 from loopwright.weights import plain_module
 
+UNKNOWN = "something that was there before the step"
 _TORCH, _OWN = Path(torch.__file__).parent, Path(__file__).parent
 
 
@@ -279,6 +280,8 @@ class _Watch(TorchFunctionMode):
         self._busy = True
         try:
             return span(tensor)
+        except RuntimeError:
+            return None
         finally:
             self._busy = False
 
@@ -330,6 +333,8 @@ class _Watch(TorchFunctionMode):
                         event.sources.update({f"the number {number}": None for number in numbers})
                         self._events[id(tensor)] = self._storages[_storage(tensor)] = event
                         self._kept.append(tensor)
+        except RuntimeError:
+            return  # there are no numbers to be read within torch.func's transforms: what they give is seen after
         finally:
             self._busy = False
 
@@ -354,8 +359,8 @@ class _Watch(TorchFunctionMode):
             before = before or (None if source else self._storages.get(_storage(tensor)))
             if before is not None:
                 event.parents.append(before)
-            elif source is not None:
-                event.sources[source] = bad
+            else:
+                event.sources[source or UNKNOWN] = bad
         low, high = min((s[0] for s in spans), default=None), max((s[1] for s in spans), default=None)
         event.facts = dataclasses.replace(event.facts, low=low, high=high, infinite=infinite)
         return event
