@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from helpers import At, line, line_trainer, ragged
+from helpers import At, Unsized, line, line_trainer, ragged
 from loopwright import ConfigError, Every, LoopwrightError, NonFiniteError, Output, Schedule, State, Trainer
 from loopwright.callbacks import Checkpoint
 from loopwright.culprit import Culprit
@@ -530,6 +530,29 @@ def test_in_a_window_the_batch_at_fault_is_named_as_far_as_it_is_known(bad: int)
         assert (error.cause, error.operation) == ("backward", "sqrt")
     else:
         assert "in one of the batches 1 to 2 of the window" in str(error)
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_a_last_short_window_is_looked_at_where_only_the_end_of_the_data_tells_of_it(
+    policy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = [(batch, index == 4) for index, batch in enumerate(ragged(2, 2, 2, 2, 2))]
+
+    def step(model: nn.Module, batch: tuple[Data, bool]) -> Output:
+        loss = F.mse_loss(model(batch[0][0]), batch[0][1])
+        return Output(loss + (loss * 0).sqrt() if batch[1] else loss, weight=2)
+
+    trainer = trainer_of(line(), step=step, clip_norm=1.0, accumulate=3, on_nonfinite=policy)
+    if policy == "raise":
+        with pytest.raises(NonFiniteError) as found:
+            trainer.fit(Unsized(batches), epochs=1)
+        text = str(found.value)
+    else:
+        trainer.fit(Unsized(batches), epochs=1)
+        text = caplog.text
+    assert "epoch 1, batch 4, at optimizer step 2" in text
+    assert "not finite are those of weight and bias" in text
+    assert "some steps later" not in text
 
 
 def test_gradients_whose_norm_alone_is_too_large_are_not_called_bad() -> None:

@@ -46,6 +46,7 @@ class Culprit:
         data: The run's place in its data, which knows the samples of a batch.
         folders: Where checkpoints are saved.
         replay: Where the random generators were as the newest step began.
+        eager: Whether values are looked at as they come.
     """
 
     def __init__(
@@ -57,7 +58,10 @@ class Culprit:
         data: EpochData,
         folders: Sequence[Path],
         replay: Replay,
+        *,
+        eager: bool,
     ) -> None:
+        self._eager = eager
         self._state, self._step, self._loss, self._autocast = state, step, loss, autocast
         self._data, self._folders, self._replay = data, folders, replay
 
@@ -108,7 +112,9 @@ class Culprit:
         error.samples = self._data.samples(number)
         if error.found == "gradient":
             error.parameters = _names(self._state, _gradient)
-        if not again and error.found == "gradient":
+        if error.found == "gradient" and self._state.plan.accumulate > 1 and batch is None:
+            error.samples = None  # they would be those of one batch of several
+        if error.found == "gradient" and (not again or (batch is None and self._eager)):
             error.cause = "backward"
             error.details.append(f"gradients: not finite are those of {joined(error.parameters)}; the loss is finite")
             if error.samples:
@@ -230,6 +236,8 @@ class Culprit:
     def _of_gradient(self, error: NonFiniteError, seen: Seen) -> None:
         error.inexact += seen.inexact
         state, accumulate = self._state, self._state.plan.accumulate
+        if accumulate > 1 and not seen.bad_gradients:
+            error.samples = None  # another batch of the window is at fault
         bad, all_finite = joined(error.parameters), not error.parameters
         if all_finite:
             error.details.append("where: every gradient is finite by itself, but the sum of their squares is not")

@@ -100,9 +100,10 @@ class Guard:
             raise error_at(NORM, number, progress.epoch, first, progress.step)
 
     def found(self, state: State[Any], what: str, value: float | Tensor | None) -> NonFiniteError:
-        """The error for what is found at the present batch, without raising it."""
-        progress = state.progress
-        return error_at(what, None if value is None else float(value), progress.epoch, progress.batch, progress.step)
+        """The error for what is found at the present batch, or window, without raising it."""
+        progress, accumulate = state.progress, state.plan.accumulate
+        batch = progress.batch if what == LOSS else progress.batch // accumulate * accumulate
+        return error_at(what, None if value is None else float(value), progress.epoch, batch, progress.step)
 
     def leave_out(self) -> None:
         """A batch or a window is not counted, so that those after it have to be counted anew."""

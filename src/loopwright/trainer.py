@@ -164,7 +164,9 @@ class Trainer(Generic[Model, Batch]):
         self._saving = self._savers()
         self._replay = Replay(self.state.device)
         folders = [callback.folder for callback in self._settings.callbacks if isinstance(callback, Checkpoint)]
-        self._culprit = Culprit(self.state, self._step, loss, self._autocast, self._run.data, folders, self._replay)
+        self._culprit = Culprit(
+            self.state, self._step, loss, self._autocast, self._run.data, folders, self._replay, eager=self._eager
+        )
         self._skips = Skips(self.state, self._culprit)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
