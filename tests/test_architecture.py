@@ -57,7 +57,6 @@ FLOORS = {
         "loopwright.device",
         "loopwright.errors",
         "loopwright.forms",
-        "loopwright.gradients",
         "loopwright.modes",
         "loopwright.plain",
         "loopwright.precision",
@@ -66,6 +65,7 @@ FLOORS = {
         "loopwright.schedule",
         "loopwright.signals",
         "loopwright.state",
+        "loopwright.unrecorded",
         "loopwright.weights",
     ],
 }

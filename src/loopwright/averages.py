@@ -28,6 +28,12 @@ class Averages:
 
     def add(self, values: Mapping[str, float | Tensor], weight: float | Tensor) -> None:
         """Take in the values of one batch. A batch of weight 0 counts for nothing, even if its loss is NaN."""
+        if self._eager:
+            sums, weights, number = self._sums, self._weights, float(weight)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + (float(value) * number if number else 0.0)
+                weights[name] = weights.get(name, 0.0) + number
+            return
         self._rows.append((values, weight))
         if len(self._rows) >= _FOLD:
             self._fold()
@@ -55,14 +61,6 @@ class Averages:
 
     def _fold(self) -> None:
         rows, self._rows = self._rows, []
-        if self._eager:
-            sums, weights = self._sums, self._weights
-            for values, weight in rows:
-                number = float(weight)
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + (float(value) * number if number else 0.0)
-                    weights[name] = weights.get(name, 0.0) + number
-            return
         pending: dict[str, list[tuple[float | Tensor, float | Tensor]]] = {}
         for values, weight in rows:
             for name, value in values.items():

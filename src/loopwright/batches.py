@@ -23,12 +23,13 @@ from loopwright.fetching import (
     STANDARD,
     can_skip,
     drawing,
-    draws_from_torch_alone,
     fetched,
     fetched_after,
+    fetched_whole,
     made_again,
     samples_of,
     say_how,
+    why_not_whole,
 )
 from loopwright.randomness import RandomState, generators_of
 from loopwright.schedule import Every, check_count
@@ -204,9 +205,13 @@ class EpochData:
             return self._from_place(loader, done, elsewhere)
         own = generators_of(loader)
         if done == 0 or self._at_start is None:
-            self._at_start = RandomState.capture(own, torchs_only=draws_from_torch_alone(loader))
+            # Where whole batches are gathered and the sampler is torch's, no other generator is asked.
+            whole = isinstance(loader, DataLoader) and why_not_whole(loader) is None
+            self._at_start = RandomState.capture(own, torchs_only=whole and type(drawing(loader)) in STANDARD)
             self._workers_kept = getattr(loader, "_iterator", None) is not None
-            return self._passed_over(iter(loader), done) if done else fetched(loader)
+            if done:
+                return self._passed_over(iter(loader), done)
+            return fetched_whole(loader) if whole else iter(loader)
         now = RandomState.capture(own)
         if isinstance(loader, DataLoader) and loader.persistent_workers and not self._workers_kept:
             loader._iterator = None  # new workers again: the loader draws their seed only when it starts them

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -30,6 +32,8 @@ Skip = Callable[[Iterator[Any]], Iterator[Any]]
 FIXED = (SequentialSampler, list, tuple, range)  # the same order each time
 STANDARD = (*FIXED, RandomSampler, WeightedRandomSampler, SubsetRandomSampler)  # without a hidden state
 
+_SPLIT = 256  # batches whose indices are cut apart in one go: one by one takes longer, all together more memory
+
 logger: logging.Logger = logging.getLogger("loopwright")
 
 
@@ -40,17 +44,17 @@ def fetched(data: Iterable[T]) -> Iterator[T]:
     the same bits in a fraction of the time. The order comes from the loader's own sampler, so nothing else changes:
     neither what is drawn from which generator, nor when.
     """
-    return _made(data, whole=True) if why_not_whole(data) is None else iter(data)
+    return fetched_whole(data) if why_not_whole(data) is None else iter(data)
+
+
+def fetched_whole(loader: Any) -> Iterator[Any]:
+    """The same for a loader of which ``why_not_whole`` has nothing to say."""
+    return _made(loader, whole=True)
 
 
 def fetched_after(loader: Any, skip: Skip) -> Iterator[Any]:
     """The batches of a loader that ``can_skip``, of whose batches ``skip`` passes over the first, in indices only."""
     return _made(loader, skip, whole=why_not_whole(loader) is None)
-
-
-def draws_from_torch_alone(loader: object) -> bool:
-    """Whether a pass over the data asks no generator but torch's, so that only those lead back to a place in it."""
-    return isinstance(loader, DataLoader) and why_not_whole(loader) is None and type(drawing(loader)) in STANDARD
 
 
 def say_how(name: str, data: object) -> None:
@@ -79,7 +83,10 @@ def why_not_whole(data: object) -> str | None:
         dataset = dataset.dataset
     if type(dataset) is not TensorDataset or "__getitems__" in vars(dataset):
         return f"since its dataset is a {type(dataset).__name__}, and no plain TensorDataset or Subset of one"
-    if not dataset.tensors or not all(_is_plain(tensor, dataset.tensors[0].device) for tensor in dataset.tensors):
+    plain = bool(dataset.tensors)
+    for tensor in dataset.tensors:
+        plain = plain and _is_plain(tensor, dataset.tensors[0].device)
+    if not plain:
         return "since its tensors are not all plain ones: contiguous, on one device, without gradient"
     if data.pin_memory and not torch.cuda.is_available():
         return "since it has something to say about pinned memory"
@@ -135,15 +142,54 @@ def _is_one_draw(sampler: Any) -> bool:
 def _in_tensors(batched: Any) -> Iterator[Tensor]:
     """What such a batch sampler gives, each batch as a tensor."""
     size: int = batched.batch_size
-    drawn = iter(batched.sampler)
-    order = torch.tensor([*islice(drawn, len(batched.sampler))], dtype=torch.int64)
-    full, rest = divmod(len(order), size)
-    for number in range(full):
-        yield order.narrow(0, number * size, size)
-    if getattr(batched.sampler, "generator", None) is not None:
-        next(drawn, None)  # a sampler draws once more where it is asked for more than it has, and that is now
-    if rest and not batched.drop_last:
-        yield order.narrow(0, full * size, rest)
+    order, draw_once_more = _order_of(batched.sampler)
+    parts = (order,) if len(order) <= size * _SPLIT else order.split(size * _SPLIT)
+    rest: tuple[Tensor, ...] = ()
+    for part in parts:
+        batches = part.split(size) if len(part) else ()  # type: ignore[no-untyped-call]  # torch has no annotation there
+        if part is parts[-1] and len(order) % size:
+            batches, rest = batches[:-1], batches[-1:]
+        yield from batches
+    draw_once_more()  # as a sampler does where it is asked for more than it has, and that is now
+    if not batched.drop_last:
+        yield from rest
+
+
+def _order_of(sampler: Any) -> tuple[Tensor, Callable[[], object]]:
+    """All indices of such a sampler, with its draws, and what it draws where it is asked on."""
+    length = len(sampler)
+    if type(sampler) is SequentialSampler:
+        return torch.arange(length), lambda: None
+    if _draws_as_known():
+        return _permutation(length, sampler.generator)
+    drawn = iter(sampler)
+    indices = array("q", islice(drawn, length))
+    order = torch.frombuffer(indices, dtype=torch.int64) if indices else torch.empty(0, dtype=torch.int64)
+    return order, lambda: next(drawn, None)
+
+
+def _permutation(length: int, own: torch.Generator | None) -> tuple[Tensor, Callable[[], object]]:
+    """What a ``RandomSampler`` draws from its own generator, or from one for this pass that the global one seeds."""
+    if own is None:
+        generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+        return torch.randperm(length, generator=generator), lambda: None
+    return torch.randperm(length, generator=own), lambda: torch.randperm(length, generator=own)
+
+
+@functools.cache
+def _draws_as_known() -> bool:
+    """Whether this torch's ``RandomSampler`` draws as ``_permutation`` does, in which no index becomes a Python int."""
+    ends = []
+    with torch.random.fork_rng(devices=[]):
+        for seeded in (torch.default_generator, torch.Generator()):
+            own = None if seeded is torch.default_generator else seeded
+            seeded.manual_seed(2**33 + 1)
+            order, draw_once_more = _permutation(11, own)
+            draw_once_more()
+            ends.append((order.tolist(), seeded.get_state().tolist()))
+            seeded.manual_seed(2**33 + 1)
+            ends.append((list(RandomSampler(range(11), generator=own)), seeded.get_state().tolist()))
+    return ends[0] == ends[1] and ends[2] == ends[3]
 
 
 def _gathered(loader: Any, batches: Iterator[Any]) -> Iterator[list[Tensor]]:
@@ -151,9 +197,10 @@ def _gathered(loader: Any, batches: Iterator[Any]) -> Iterator[list[Tensor]]:
     while type(dataset) is Subset:
         subsets.append(_as_rows(dataset))
         dataset = dataset.dataset
-    tensors, length = dataset.tensors, len(loader.dataset)
+    length, device = len(loader.dataset), dataset.tensors[0].device
+    take = [tensor.index_select for tensor in dataset.tensors]
     for indices in batches:
-        if isinstance(indices, Tensor):
+        if type(indices) is Tensor:
             rows = indices
         elif indices and all(type(index) is int and 0 <= index < length for index in indices):
             rows = torch.tensor(indices, dtype=torch.int64)
@@ -162,9 +209,9 @@ def _gathered(loader: Any, batches: Iterator[Any]) -> Iterator[list[Tensor]]:
             continue
         for subset in subsets:
             rows = subset.index_select(0, rows)
-        if rows.device != tensors[0].device:
-            rows = rows.to(tensors[0].device)
-        batch = [tensor.index_select(0, rows) for tensor in tensors]
+        if device.type != "cpu":
+            rows = rows.to(device)
+        batch = [select(0, rows) for select in take]
         yield [tensor.pin_memory() for tensor in batch] if loader.pin_memory else batch
 
 
@@ -222,7 +269,7 @@ def made_again(loader: object, samples: list[Any] | None, number: int) -> Any:
     return next(_gathered(loader, iter([samples])), None)
 
 
-def drawing(loader: DataLoader[Any]) -> Any:
+def drawing(loader: Any) -> Any:
     """What draws a loader's indices: its sampler, that of a plain batch sampler, or a batch sampler of another kind."""
     batched = loader.batch_sampler
     if batched is None:

@@ -44,6 +44,8 @@ class Guard:
 
     def begin(self, state: State[Any]) -> None:
         """From here on, values are counted: at an epoch's first batch, and after each look."""
+        if self._eager:
+            return
         self._losses, self._norms = Watch(), Watch()
         self._from = (state.progress.epoch, state.progress.batch, state.progress.step)
         self._accumulate = state.plan.accumulate
@@ -197,13 +199,23 @@ class Weights:
         self._newest = []
 
 
+@torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element of every tensor is finite; waits for each device once, and again where one may not be."""
-    dense = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
+    dense = [t.detach().coalesce().values() if t.is_sparse else t for t in tensors]
     # A sum is not finite where one element is not. It may also be too large, which only looking at each can tell:
-    # that takes thirty times as long, for the tensors as large as these that it makes.
-    sums = [t.sum() if t.dtype in _SUMMED and t.numel() > 2**14 else t for t in dense]
-    return _each_finite(sums) or _each_finite(dense)
+    # that takes thirty times as long on large tensors, for the tensors as large as these that it makes.
+    summed = [t for t in dense if t.dtype in _SUMMED]
+    others = [t for t in dense if t.dtype not in _SUMMED]
+    return (_finite_sums(summed) or _each_finite(summed)) and _each_finite(others)
+
+
+def _finite_sums(tensors: list[Tensor]) -> bool:
+    sums = [t.sum() for t in tensors]
+    device = next((t.device for t in sums if not t.is_cpu), None)
+    if device is None:
+        return all(math.isfinite(t.item()) for t in sums)
+    return bool(torch.isfinite(torch.stack([t.to(device, torch.float32) for t in sums])).all())
 
 
 def _each_finite(tensors: list[Tensor]) -> bool:

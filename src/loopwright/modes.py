@@ -21,7 +21,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         model.train(flags[0][1])  # a model may do more here than set flags
         for module, training in flags:
-            module.training = training
+            if module.training is not training:  # to set an attribute of a module takes longer than to look
+                module.training = training
 
 
 @contextlib.contextmanager

@@ -27,11 +27,13 @@ def seed_everything(seed: int) -> None:
 
 def generators_of(loader: object) -> list[torch.Generator]:
     """The generators of a loader's own: its, its sampler's and its batch sampler's, each once."""
-    sampler = getattr(loader, "sampler", None)
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    owners = [loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+    sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    found: list[torch.Generator] = []
+    for owner in (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator) and all(generator is not other for other in found):
+            found.append(generator)
+    return found
 
 
 class _Saved(TypedDict):

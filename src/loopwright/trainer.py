@@ -24,7 +24,6 @@ from loopwright.callbacks.early_stopping import restoring
 from loopwright.culprit import Culprit, Skips
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
-from loopwright.gradients import zero_grad_of
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
@@ -52,6 +51,7 @@ from loopwright.step import (
     values_of,
     weigh,
 )
+from loopwright.unrecorded import step_of, zero_grad_of
 from loopwright.weights import copied, holds, snapshot
 from loopwright.window import Window
 
@@ -173,6 +173,7 @@ class Trainer(Generic[Model, Batch]):
         self._output_wanted = False
         self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
         self._zero_grad: Callable[[], None] = optimizer.zero_grad  # and what the model has beside them
+        self._step_optimizer: Callable[[], object] = step_of(optimizer)
 
     def fit(
         self,
@@ -227,7 +228,8 @@ class Trainer(Generic[Model, Batch]):
             self._say_nothing_to_train(logging.WARNING, reason)
             return self._as_it_ended(reason)
         with self._prepared("train", plan), saving:
-            modes = [(module, module.training) for module in state.model.modules()]
+            root_trains = state.model.training  # else _begin sets every flag
+            modes = [] if root_trains else [(module, module.training) for module in state.model.modules()]
             self._begin(keep_window=obeyed)
             try:
                 restored = saving.begin(resume, train, val)
@@ -292,7 +294,7 @@ class Trainer(Generic[Model, Batch]):
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
         state, progress, plan, run, saving = self.state, self.state.progress, self.state.plan, self._run, self._saving
         before, steps = (progress.step, progress.skipped), math.inf if plan.steps is None else plan.steps
-        owed = False  # the save of the epoch's last step, which waits for the validation of the epoch
+        saves, owed = saving.active, False  # owed: the save of the last step, which waits for the epoch's validation
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
             return
@@ -307,15 +309,15 @@ class Trainer(Generic[Model, Batch]):
             except NonFiniteError as error:  # here the batch is still in hand
                 self._culprit.look(error, self._move(batch) if self._eager else None)
                 raise
-            if saving.asked:
+            if saves and saving.asked:
                 saving.obey()
             if run.window is not None:
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step:
                 if run.validation_due:
                     self._evaluate(hooks, val, "val", "val")
-                owed = saving.active and progress.batch == plan.batches
-                if saving.active and not owed:
+                owed = saves and progress.batch == plan.batches
+                if saves and not owed:
                     saving.at_step()
             if state.stop_reason is not None or progress.step >= steps:
                 if progress.batch != plan.batches:
@@ -424,7 +426,7 @@ class Trainer(Generic[Model, Batch]):
             skipped = True
             self._skips.found(self._guard.found(state, NORM, None))
         else:
-            optimizer.step()
+            self._step_optimizer()
             skipped = False
         self._run.window = None
         if skipped:

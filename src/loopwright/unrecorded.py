@@ -1,0 +1,79 @@
+"""What torch's optimizers do, without the profiler's record that they make of each call.
+
+The record is made whether or not a profiler runs, and on a small model takes longer than the work itself. It is left
+out only where it is all that is left out: where the method is torch's own, no hook is registered and no profiler runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as torchs
+
+_ZERO_GRAD = Optimizer.zero_grad
+_RECORDED = Optimizer.profile_hook_step(lambda _: None).__code__
+# All that the code around an optimizer's step has to do with. Were there more in another torch, we would not know what.
+_KNOWN_NAMES = {
+    *("cast", "Optimizer", "__class__", "__name__", "torch", "autograd", "profiler", "record_function", "chain"),
+    *("values", "isinstance", "tuple", "len", "RuntimeError", "_optimizer_step_code"),
+    *("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"),
+    *("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
+}
+
+
+def zero_grad_of(optimizer: Optimizer, beside: Sequence[Tensor]) -> Callable[[], None]:
+    """What begins a window: ``optimizer.zero_grad()``, and the same for parameters that the optimizer does not hold.
+
+    Args:
+        optimizer: Its parameters may become more while the run goes on.
+        beside: The other parameters.
+    """
+    if type(optimizer).zero_grad is not _ZERO_GRAD or "zero_grad" in vars(optimizer):
+
+        def call() -> None:
+            optimizer.zero_grad()
+            for parameter in beside:
+                parameter.grad = None
+
+        return call
+
+    def clear() -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        for parameter in beside:
+            parameter.grad = None
+
+    return clear
+
+
+def step_of(optimizer: Optimizer) -> Callable[[], object]:
+    """What makes a step: ``optimizer.step()``.
+
+    Hooks, profilers and a ``step`` of the optimizer's own, such as a learning-rate scheduler puts there, may come and
+    go while the run goes on.
+    """
+    recorded = type(optimizer).step
+    plain: Callable[[Optimizer], object] | None = getattr(recorded, "__wrapped__", None)
+    own = vars(optimizer)
+    known = getattr(recorded, "__code__", None) is _RECORDED and set(_RECORDED.co_names) <= _KNOWN_NAMES
+    if plain is None or not known or "_optimizer_step_pre_hooks" not in own:
+        return lambda: optimizer.step()
+
+    def step() -> None:
+        if (
+            "step" in own
+            or own["_optimizer_step_pre_hooks"]
+            or own["_optimizer_step_post_hooks"]
+            or torchs._global_optimizer_pre_hooks
+            or torchs._global_optimizer_post_hooks
+            or torch._C._autograd._profiler_enabled()
+        ):
+            optimizer.step()
+        else:
+            plain(optimizer)
+
+    return step

@@ -1,0 +1,174 @@
+"""Gradients are cleared and steps made without a profiler's record, but by the optimizer's own calls where it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.profiler import ProfilerActivity, profile
+
+from helpers import At, some_batches
+from loopwright import Callback, Schedule, State, Trainer
+from loopwright.unrecorded import step_of, zero_grad_of
+
+
+class Records:
+    """Counts the records made for a profiler, under their names."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        made = self.names
+
+        class Counting(torch.autograd.profiler.record_function):
+            def __enter__(self) -> Any:
+                made.append(self.name)
+                return super().__enter__()  # type: ignore[no-untyped-call]  # torch has no annotation there
+
+        patch.setattr(torch.autograd.profiler, "record_function", Counting)
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> Records:
+    return Records(monkeypatch)
+
+
+def line(make: Callable[..., Optimizer] = SGD) -> tuple[nn.Linear, Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    return model, make(model.parameters(), lr=0.05)
+
+
+def fit(model: nn.Module, optimizer: Optimizer, *callbacks: Callback[Any], **settings: Any) -> None:
+    trainer = Trainer(model, optimizer, nn.MSELoss(), callbacks=callbacks, device="cpu", **settings)
+    trainer.fit(some_batches(4), epochs=1)
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_a_fit_makes_no_record_for_a_profiler_that_is_not_there(
+    make: Callable[..., Optimizer], records: Records
+) -> None:
+    model, optimizer = line(make)
+    optimizer.step()
+    assert records.names == [f"Optimizer.step#{make.__name__}.step"]  # the counter sees what is made by hand
+    records.names.clear()
+    fit(model, optimizer)
+    assert records.names == []
+
+
+def test_a_running_profiler_sees_every_step() -> None:
+    model, optimizer = line()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        fit(model, optimizer)
+    counts = {event.key: event.count for event in seen.key_averages()}
+    assert counts["Optimizer.step#SGD.step"] == 4
+
+
+def test_hooks_that_come_and_go_in_mid_run_are_called() -> None:
+    model, optimizer = line()
+    called: list[str] = []
+
+    def own(kind: str) -> Callable[..., None]:
+        return lambda *args: called.append(kind)
+
+    registered: list[Any] = []
+    ways = [
+        lambda: optimizer.register_step_pre_hook(own("pre")),
+        lambda: optimizer.register_step_post_hook(own("post")),
+        lambda: register_optimizer_step_pre_hook(own("global pre")),
+        lambda: register_optimizer_step_post_hook(own("global post")),
+    ]
+
+    class Registers(Callback[Any]):
+        """One kind of hook for each step."""
+
+        def on_batch_start(self, state: Any, batch: Any) -> None:
+            while registered:
+                registered.pop().remove()
+            registered.append(ways[state.progress.step]())
+
+    fit(model, optimizer, Registers())
+    registered.pop().remove()
+    assert called == ["pre", "post", "global pre", "global post"]
+
+
+class Counted(SGD):
+    """A step and a zero_grad of one's own."""
+
+    calls: list[str]
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.calls = []
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls.append("step")
+        return super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.calls.append("zero_grad")
+        super().zero_grad(set_to_none)
+
+
+def test_methods_that_a_class_overrides_are_called() -> None:
+    model, _ = line()
+    optimizer = Counted(model.parameters(), lr=0.05)
+    fit(model, optimizer)
+    assert optimizer.calls == ["zero_grad", "step"] * 4
+
+
+def test_a_step_that_an_instance_is_given_in_mid_run_is_called() -> None:
+    model, optimizer = line()
+    called: list[int] = []
+
+    def patch(state: State[Any], batch: object) -> None:
+        if state.progress.step != 2:
+            return
+        plain = optimizer.step
+
+        def step(*args: Any) -> Any:
+            called.append(1)
+            return plain(*args)
+
+        optimizer.step = step  # type: ignore[assignment]  # as schedulers do it
+
+    fit(model, optimizer, At(on_batch_start=patch))
+    assert len(called) == 2
+
+
+def test_a_scheduler_does_not_warn_that_the_optimizer_made_no_step() -> None:
+    model, optimizer = line()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    fit(model, optimizer, schedule=Schedule(scheduler, each="step"))  # warnings are errors here
+    assert scheduler.get_last_lr() == [0.05 * 0.5**4]
+
+
+@pytest.fixture
+def another_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A torch whose wrapper of ``step`` does something that is not known here."""
+    monkeypatch.setattr("loopwright.unrecorded._KNOWN_NAMES", {"record_function"})
+    yield
+
+
+def test_what_is_not_known_around_a_step_is_called(another_torch: None, records: Records) -> None:
+    model, optimizer = line()
+    fit(model, optimizer)
+    assert records.names == ["Optimizer.step#SGD.step"] * 4
+
+
+def test_the_bits_are_those_of_the_recorded_calls() -> None:
+    ends = []
+    for shortened in (False, True):
+        model, optimizer = line(Adam)
+        zero_grad = zero_grad_of(optimizer, []) if shortened else optimizer.zero_grad
+        step = step_of(optimizer) if shortened else optimizer.step
+        for inputs, targets in some_batches(5):
+            zero_grad()
+            torch.autograd.backward(nn.functional.mse_loss(model(inputs), targets))
+            step()
+        ends.append([*model.parameters(), *(value for entry in optimizer.state.values() for value in entry.values())])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
