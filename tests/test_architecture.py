@@ -49,7 +49,9 @@ FLOORS = {
         "loopwright.run",
         "loopwright.saver",
         "loopwright.settings",
+        "loopwright.skips",
         "loopwright.step",
+        "loopwright.watch",
         "loopwright.window",
     ],
     0: [

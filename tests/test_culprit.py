@@ -513,6 +513,26 @@ def test_a_closures_evaluation_is_looked_into() -> None:
     assert (error.cause, error.operation) == ("loss", "mse_loss")
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_gradient_that_ruins_the_weights_within_a_closures_step_is_told(clip_norm: float | None) -> None:
+    model = line()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1)
+    error = caught(model, loader(), optimizer=optimizer, step=flat_step, clip_norm=clip_norm)
+    assert error.step == 1
+    assert error.cause == ("backward" if clip_norm else "weights")
+    if clip_norm is None:
+        assert "before this evaluation of the loss" in error.why
+
+
+def test_weights_that_were_never_finite_are_not_blamed_on_a_step() -> None:
+    model = line()
+    with torch.no_grad():
+        model.bias.fill_(math.inf)
+    error = caught(model, loader())
+    assert (error.cause, error.parameters) == ("weights", ["bias"])
+    assert "before the first step" in error.why
+
+
 # Windows, steps, weights.
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,22 +15,14 @@ from loopwright.census import Census, census, joined, span, tensors_in
 from loopwright.checkpoint import latest_checkpoint, read_manifest
 from loopwright.errors import NonFiniteError
 from loopwright.reasons import SOFTMAXES, backward_reason, forward_reason
-from loopwright.rerun import Event, Place, Replay, Seen, is_constant, run_again
+from loopwright.rerun import Replay, Seen, run_again
 from loopwright.state import State
 from loopwright.step import Output, batch_size
+from loopwright.watch import Event, Place, is_constant
 from loopwright.weights import plain_module
 
 _LISTED = 10  # rows and samples in a message
-_WHY = {
-    "losses": "their losses were not finite",
-    "gradients": "their gradients were not finite",
-    "scale": "their gradients did not fit into fp16 at any scale",
-    "weights": "their batches had the weight 0",
-}
 _GROWN = 1e6  # a weight that no training at a sound learning rate comes to
-_IN_A_ROW = 1000  # windows without end that may be skipped with no step between them
-
-logger: logging.Logger = logging.getLogger("loopwright")
 
 
 class Culprit:
@@ -47,6 +37,7 @@ class Culprit:
         folders: Where checkpoints are saved.
         replay: Where the random generators were as the newest step began.
         eager: Whether values are looked at as they come.
+        closure: Whether the optimizer's step evaluates the loss several times.
     """
 
     def __init__(
@@ -60,8 +51,9 @@ class Culprit:
         replay: Replay,
         *,
         eager: bool,
+        closure: bool = False,
     ) -> None:
-        self._eager = eager
+        self._eager, self._closure = eager, closure
         self._state, self._step, self._loss, self._autocast = state, step, loss, autocast
         self._data, self._folders, self._replay = data, folders, replay
 
@@ -170,17 +162,16 @@ class Culprit:
         error.cause, error.parameters = "weights", weights
         total, before = sum(1 for _ in self._state.model.parameters()), self._state.progress.step
         error.details.append(f"where: {len(weights)} of {total} parameters are not finite: {joined(weights)}")
-        error.why = (
-            f"they were so before this batch: step {before}, or something before it, has ruined them"
-            if before
-            else "they were so before the first step"
-        )
         error.fix = (
             "a smaller learning rate, or clip_norm=1.0, which also checks the gradients of every step and so names "
             "the one that is not finite"
-            if before
-            else "a look at how the model was built or loaded"
         )
+        if self._closure:
+            error.why = "they were so before this evaluation of the loss: one before it, in this step or an earlier one"
+        elif before:
+            error.why = f"they were so before this batch: step {before}, or something before it, has ruined them"
+        else:
+            error.why, error.fix = "they were so before the first step", "a look at how the model was built or loaded"
 
     def _of_one_gone(self, error: NonFiniteError, inputs: dict[str, Census], weights: list[str], there: bool) -> None:
         """It was found some steps later, on an accelerator."""
@@ -258,80 +249,6 @@ class Culprit:
                 )
             elif seen.gradients and not seen.bad_gradients:
                 error.details.append("where: run once more, the batch gave finite gradients; a hook may change them")
-
-
-class Skips:
-    """Counts the windows that are dropped, and says so: a warning for the first, and one at the end of fit.
-
-    Args:
-        state: The run's.
-        culprit: Looks into the first one. Its batch is not run again: the run goes on, and what a step of the
-            user's keeps for itself would change by that.
-    """
-
-    def __init__(self, state: State[Any], culprit: Culprit) -> None:
-        self._state, self._culprit = state, culprit
-        self.begin()
-
-    def begin(self) -> None:
-        """A fit begins."""
-        self._counts: Counter[str] = Counter()
-        self._steps = self._state.progress.step  # when the present row of skipped windows began
-        self._row: Counter[str] = Counter()
-        self._warned = False
-        self._last = ""
-
-    def found(self, error: NonFiniteError, batch: Any = None) -> None:
-        """A loss, or a gradient, is not finite, and its window will be dropped; the first is looked into."""
-        self._last = error.place
-        if self._warned:
-            return
-        self._warned = True
-        self._culprit.look(error, batch, again=False)
-        buffers = [name for name, b in self._state.model.named_buffers() if (c := census(b)) is not None and c.nan]
-        if buffers:
-            error.details.append(f"buffers: {joined(buffers)} hold NaN, which the forward has written, and skip leaves")
-        error.fix = 'nothing, if such batches are expected; on_nonfinite="raise" looks for the operation that made it'
-        error.compose()
-        logger.warning("a step is skipped, and more may be, which are counted in progress.skipped: %s", error)
-
-    def count(self, kind: str) -> None:
-        """A window has been dropped.
-
-        Args:
-            kind: What was at fault: ``"losses"``, ``"gradients"``, ``"scale"`` or ``"weights"``.
-
-        Raises:
-            NonFiniteError: A great many in a row were, in data that may have no end.
-        """
-        progress = self._state.progress
-        progress.skipped += 1
-        self._counts[kind] += 1
-        if progress.step != self._steps:
-            self._steps = progress.step
-            self._row.clear()
-        self._row[kind] += 1
-        if self._row.total() >= _IN_A_ROW and self._state.plan.batches is None:
-            raise NonFiniteError(
-                f"{self._row.total()} steps in a row were skipped, up to epoch {progress.epoch + 1}, "
-                f"batch {progress.batch + 1}: {_WHY[self._row.most_common(1)[0][0]]}",
-                why="the data has no length, so that the run might never end",
-                fix="look at the data, or take a smaller learning rate",
-            )
-
-    def end(self) -> None:
-        """The fit has ended well."""
-        skipped = self._counts["losses"] + self._counts["gradients"]
-        if self._warned and skipped > 1:
-            logger.warning(
-                "%d steps were skipped in this fit, %d for their loss and %d for their gradients, and %d steps made in "
-                "all; the last one skipped was in %s",
-                skipped,
-                self._counts["losses"],
-                self._counts["gradients"],
-                self._state.progress.step,
-                self._last,
-            )
 
 
 def _largest(state: State[Any]) -> float:

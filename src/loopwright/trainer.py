@@ -21,7 +21,7 @@ from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batc
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
-from loopwright.culprit import Culprit, Skips
+from loopwright.culprit import Culprit
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
@@ -35,6 +35,7 @@ from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
+from loopwright.skips import Skips
 from loopwright.state import Plan, Stage, State, check_name
 from loopwright.step import (
     LossFn,
@@ -165,7 +166,15 @@ class Trainer(Generic[Model, Batch]):
         self._replay = Replay(self.state.device)
         folders = [callback.folder for callback in self._settings.callbacks if isinstance(callback, Checkpoint)]
         self._culprit = Culprit(
-            self.state, self._step, loss, self._autocast, self._run.data, folders, self._replay, eager=self._eager
+            self.state,
+            self._step,
+            loss,
+            self._autocast,
+            self._run.data,
+            folders,
+            self._replay,
+            eager=self._eager,
+            closure=self._takes_closure,
         )
         self._skips = Skips(self.state, self._culprit)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
