@@ -920,3 +920,100 @@ def test_a_scripted_module_is_seen_from_outside() -> None:
         scripted = torch.jit.script(Log())
     error = caught(Between(scripted), loader())
     assert (error.cause, error.module) == ("forward", "function")
+
+
+# Unlike architectures, with a fault planted at every leaf in turn.
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.GELU(), nn.Dropout(0.1), nn.Linear(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.inner(x)
+        return out
+
+
+class First(nn.Module):
+    """What a recurrent layer gives at its last place."""
+
+    def forward(self, given: tuple[Tensor, Any]) -> Tensor:
+        return given[0][:, -1]
+
+
+ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "perceptron": (
+        lambda: nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(6, 6), nn.Tanh())], nn.Linear(6, 1)),
+        (6,),
+    ),
+    "residual": (lambda: nn.Sequential(Residual(), Residual(), nn.Linear(6, 1)), (6,)),
+    "convolution": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 4, 2),
+            nn.Flatten(),
+            nn.Linear(4, 1),
+        ),
+        (2, 6, 6),
+    ),
+    "recurrent": (lambda: nn.Sequential(nn.GRU(3, 5, batch_first=True), First(), nn.Linear(5, 1)), (4, 3)),
+    "transformer": (
+        lambda: nn.Sequential(
+            nn.TransformerEncoder(
+                nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+            ),
+            nn.Flatten(),
+            nn.Linear(24, 1),
+        ),
+        (3, 8),
+    ),
+}
+
+
+class Faulty(nn.Module):
+    """A module whose output, or whose gradient, is not finite from the third call on."""
+
+    def __init__(self, inner: nn.Module, *, backward: bool) -> None:
+        super().__init__()
+        self.inner, self.backward, self.calls = inner, backward, 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.inner(*args, **kwargs)
+        self.calls += 1
+        if self.calls < 3:
+            return out
+        given = out[0] if isinstance(out, tuple) else out
+        spoiled = given + (given * 0).sqrt() if self.backward else given + (given * 0 - 1).log()
+        return (spoiled, *out[1:]) if isinstance(out, tuple) else spoiled
+
+
+def leaves(model: nn.Module) -> list[str]:
+    inside = [name for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if not list(module.children()) and not any(name.startswith(attention + ".") for attention in inside)
+    ]
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_fault_at_any_leaf_of_unlike_architectures_is_found_there(architecture: str, backward: bool) -> None:
+    make, shape = ARCHITECTURES[architecture]
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(5, *shape, generator=generator), torch.randn(5, 1, generator=generator)) for _ in range(5)]
+    names = leaves(make())
+    assert len(names) >= 3
+    for name in names:
+        torch.manual_seed(0)
+        model = make()
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, Faulty(model.get_submodule(name), backward=backward))
+        error = caught(model, batches, clip_norm=1.0)
+        assert (error.module, error.operation) == (name, "sqrt" if backward else "log"), error
+        assert error.step == 3
+        assert not error.inexact

@@ -60,6 +60,12 @@ class NonFiniteError(LoopwrightError, FloatingPointError):
 
     What was found out is in the message and in these attributes; each is None, or empty, where it is not known.
 
+    Args:
+        what: What is not finite, and where.
+        why: Where it comes from.
+        fix: What to do about it.
+        found: What was not finite, as in the attribute.
+
     Attributes:
         found: What was not finite: ``"loss"``, ``"gradient"`` or ``"parameters"``.
         epoch: Where, counted from 1.
@@ -80,6 +86,14 @@ class NonFiniteError(LoopwrightError, FloatingPointError):
         inexact: Why the search may not have seen what happened: it runs the batch once more.
         details: The lines of the message between what was found and why.
         searched: Whether the source has been looked for.
+
+    Examples:
+        >>> batches = [(torch.ones(2, 3), torch.ones(2, 1)), (torch.ones(2, 3) / 0, torch.ones(2, 1))]
+        >>> try:
+        ...     Trainer(model, optimizer, loss).fit(batches, epochs=1)
+        ... except NonFiniteError as error:
+        ...     print(error.cause, error.inputs, error.place)
+        input ['batch[0]'] epoch 1, batch 2
     """
 
     id = "non-finite"
