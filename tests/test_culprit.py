@@ -877,7 +877,7 @@ class Bag:
         self.inputs, self.targets = inputs, targets
 
     def to(self, device: torch.device, **_: object) -> Bag:
-        return Bag(self.inputs.to(device), self.targets.to(device))
+        return Bag(self.inputs.to(device, copy=True), self.targets.to(device, copy=True))
 
 
 def test_a_batch_of_ones_own_class_is_looked_into() -> None:
@@ -885,6 +885,20 @@ def test_a_batch_of_ones_own_class_is_looked_into() -> None:
     step = lambda model, batch: Output(F.mse_loss(model(batch.inputs), batch.targets), weight=2)  # noqa: E731
     error = caught(line(), bags, step=step)
     assert (error.cause, error.inputs) == ("input", ["batch.targets"])
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_what_a_hook_does_to_a_batch_is_seen_unless_the_batch_is_a_copy(copied: bool) -> None:
+    def spoil(state: State, batch: Any) -> None:
+        (batch.targets if copied else batch[1]).fill_(math.nan)
+
+    batches = [Bag(x, y) if copied else (x, y) for x, y in ragged(2, 2)]
+    step = lambda model, batch: Output(  # noqa: E731
+        F.mse_loss(model(batch.inputs), batch.targets) if copied else F.mse_loss(model(batch[0]), batch[1]), weight=2
+    )
+    error = caught(line(), batches, step=step, callbacks=[At(on_batch_start=spoil)])
+    assert error.cause == (None if copied else "input")
+    assert [("on_batch_start" in note) for note in error.inexact] == ([True] if copied else [])
 
 
 def test_what_comes_from_outside_of_model_and_batch_is_told_from_what_they_compute() -> None:

@@ -316,7 +316,7 @@ class Trainer(Generic[Model, Batch]):
             try:
                 self._train_batch(hooks, batch)
             except NonFiniteError as error:  # here the batch is still in hand
-                self._culprit.look(error, self._move(batch) if self._eager else None)
+                self._look_into(error, hooks, batch)
                 raise
             if saves and saving.asked:
                 saving.obey()
@@ -350,6 +350,13 @@ class Trainer(Generic[Model, Batch]):
         if owed:
             self._saving.at_step()
         self._end_epoch(hooks, before)
+
+    def _look_into(self, error: NonFiniteError, hooks: Hooks, batch: Batch) -> None:
+        """Have the source of what is not finite looked for, in the batch in hand."""
+        moved = self._move(batch) if self._eager else None  # else it was found some steps after its batch
+        if moved is not None and moved is not batch and hooks.overrides("on_batch_start"):
+            error.inexact.append("the batch was moved anew, without what on_batch_start may have done to it")
+        self._culprit.look(error, moved)
 
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
         """One batch: the canonical step, with what is due around it."""
