@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -148,10 +148,9 @@ def test_a_scheduler_does_not_warn_that_the_optimizer_made_no_step() -> None:
 
 
 @pytest.fixture
-def another_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A torch whose wrapper of ``step`` does something that is not known here."""
     monkeypatch.setattr("loopwright.unrecorded._KNOWN_NAMES", {"record_function"})
-    yield
 
 
 def test_what_is_not_known_around_a_step_is_called(another_torch: None, records: Records) -> None:

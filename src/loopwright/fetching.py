@@ -143,10 +143,11 @@ def _in_tensors(batched: Any) -> Iterator[Tensor]:
     """What such a batch sampler gives, each batch as a tensor."""
     size: int = batched.batch_size
     order, draw_once_more = _order_of(batched.sampler)
-    parts = (order,) if len(order) <= size * _SPLIT else order.split(size * _SPLIT)
+    cut: Any = order.split  # typed as Any, since torch has no annotation there
+    parts = (order,) if len(order) <= size * _SPLIT else cut(size * _SPLIT)
     rest: tuple[Tensor, ...] = ()
     for part in parts:
-        batches = part.split(size) if len(part) else ()  # type: ignore[no-untyped-call]  # torch has no annotation there
+        batches = part.split(size) if len(part) else ()
         if part is parts[-1] and len(order) % size:
             batches, rest = batches[:-1], batches[-1:]
         yield from batches
