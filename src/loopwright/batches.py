@@ -26,6 +26,7 @@ from loopwright.fetching import (
     fetched,
     fetched_after,
     fetched_whole,
+    made_again,
     samples_of,
     say_how,
     why_not_whole,
@@ -167,6 +168,21 @@ class EpochData:
             lambda number: _where(f"epoch {epoch + 1}, batch {number + 1} of the training data", self._samples(number)),
             done,
         )
+
+    def samples(self, number: int) -> list[Any] | None:
+        """The indices of the samples in the batch with this number that the present pass gave, where they are known.
+
+        Nothing is drawn by that: every generator is what it was.
+        """
+        loader = self._loader
+        if isinstance(loader, Loader):  # after the last batch of a pass it is at the next one
+            indices = loader.indices(loader.epoch - (loader.state_dict()["batch"] == 0))
+            return indices[number] if number < len(indices) else None
+        return self._samples(number)
+
+    def again(self, number: int) -> Any:
+        """That batch once more, where to fetch it asks nothing of the user's code; else None."""
+        return made_again(self._loader, self.samples(number), number)
 
     def _samples(self, number: int) -> list[Any] | None:
         return _samples(self._loader, self._at_start, number)

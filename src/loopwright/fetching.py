@@ -255,6 +255,21 @@ def samples_of(loader: object, start: RandomState | None, number: int) -> list[A
     return None
 
 
+def made_again(loader: object, samples: list[Any] | None, number: int) -> Any:
+    """A batch fetched once more, where that asks nothing of the user's code and draws nothing; else None.
+
+    Args:
+        loader: The loader.
+        samples: The indices of its samples.
+        number: The batch's, counted from 0.
+    """
+    if type(loader) in (list, tuple):
+        return loader[number] if number < len(loader) else None  # type: ignore[index, arg-type]  # it is one of these
+    if samples is None or why_not_whole(loader) is not None:
+        return None
+    return next(_gathered(loader, iter([samples])), None)
+
+
 def drawing(loader: Any) -> Any:
     """What draws a loader's indices: its sampler, that of a plain batch sampler, or a batch sampler of another kind."""
     batched = loader.batch_sampler
