@@ -183,6 +183,8 @@ def source(f: Facts) -> str:
         parts.append(_to_device())
     if f.nested_metrics and f.validation:
         parts.append(_flat())
+    if f.policy == "raise":
+        parts.append(_check_finite())
     if f.policy != "ignore":
         parts.append(_check_weights())
     return "\n\n\n".join("\n".join(part) for part in parts) + "\n"
@@ -504,10 +506,10 @@ def _forward_backward(f: Facts, level: int) -> Lines:
     lines += _zeroed(f)
     lines += _forward(f)
     lines += _weighed(f)
-    if f.windows and not f.listed:
-        lines += ["weights.append(weight)", *_counted(f)]
-    elif f.windows:
-        lines += ["weights.append(weight)", f"window.append(({'values' if f.measures else 'loss.item()'}, weight))"]
+    if f.windows:
+        lines.append("weights.append(weight)")
+        lines += [f"window.append(({'values' if f.measures else 'loss.item()'}, weight))"] if f.listed else []
+        lines += [] if f.policy == "skip" else _counted(f)
     backward = _backward(f, level)
     if f.windows and f.weightless:
         one = "" if f.with_sentinel else " or size == 1"
@@ -595,10 +597,10 @@ def _gradients(f: Facts, level: int) -> Lines:
         if f.weightless:
             lines += ["first = first or weight", "window_weight += weight"]
             if f.custom_step:  # weights that are no whole numbers may miss the size by a bit
-                lines.append(f"share = {size} if weight == first else {size} * first / weight")
+                lines.append(f"divisor = {size} if weight == first else {size} * first / weight")
             else:
-                lines.append(f"share = {size} * first / weight if weight else {size}")
-            loss = "(loss / share)"
+                lines.append(f"divisor = {size} * first / weight if weight else {size}")
+            loss = "(loss / divisor)"
         else:
             loss = f"(loss / ({size} * weights[0] / weight))"
     if f.scaled:
@@ -611,11 +613,7 @@ def _gradients(f: Facts, level: int) -> Lines:
 
 def _checked(f: Facts, value: str = "loss", words: str = "the loss") -> Lines:
     """An error where a value is not finite."""
-    if f.policy != "raise":
-        return []
-    where = "in epoch {epoch}, at step {step + 1}"
-    lines = [f"if not torch.isfinite({value}):"]
-    return [*lines, f'    raise FloatingPointError(f"{words} is {{{value}}} {where}")']
+    return [f'check_finite("{words}", {value}, step + 1)'] if f.policy == "raise" else []
 
 
 def _window_end(f: Facts, level: int) -> Lines:
@@ -727,8 +725,6 @@ def _stepped(f: Facts, level: int) -> Lines:
         lines += ["rows += window"] if f.measures else ["for value, weight in window:", *_in(_counted(f, "value"))]
     elif f.policy == "skip":
         lines += _counted(f)
-    elif f.listed:
-        lines += ["rows += window"] if f.measures else ["for value, weight in window:", *_in(_counted(f, "value"))]
     lines += _hook(f, "on_step_end", level)
     if f.schedule == "step":
         lines += _moved(f)
@@ -919,6 +915,15 @@ def _flat() -> Lines:
             for key, value in computed.items():
                 found |= flat(f"{name}/{key}", value)
             return found''').split("\n")
+
+
+def _check_finite() -> Lines:
+    """``Guard.loss`` and ``Guard.norm``."""
+    return textwrap.dedent('''\
+        def check_finite(name, value, step):
+            """Raise an error where a value is NaN or infinite: the weights are still sound."""
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"{name} is {value.item()} at step {step}")''').split("\n")
 
 
 def _check_weights() -> Lines:
