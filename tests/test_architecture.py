@@ -20,8 +20,8 @@ import loopwright.callbacks
 PACKAGE = Path(loopwright.__file__).parent
 
 FLOORS = {
-    4: ["loopwright", "loopwright.__main__", "loopwright.testing"],
-    3: ["loopwright.saving", "loopwright.trainer"],
+    4: ["loopwright", "loopwright.__main__", "loopwright.explain_command", "loopwright.testing"],
+    3: ["loopwright.explain", "loopwright.saving", "loopwright.trainer"],
     2: [
         "loopwright.callbacks",
         "loopwright.callbacks.checkpoint",
@@ -41,12 +41,14 @@ FLOORS = {
         "loopwright.fetching",
         "loopwright.guard",
         "loopwright.history",
+        "loopwright.layout",
         "loopwright.logger",
         "loopwright.monitor",
         "loopwright.result",
         "loopwright.run",
         "loopwright.saver",
         "loopwright.settings",
+        "loopwright.source",
         "loopwright.step",
         "loopwright.window",
     ],

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from helpers import Unsized, line, line_trainer, ragged, small_model, some_batches
+from helpers import Unsized, line, line_trainer, ragged
 from loopwright import Every, NonFiniteError, Output, Schedule, Trainer
-from loopwright.callbacks import EarlyStopping, ProgressBar
+from loopwright.callback import HOOKS
+from loopwright.callbacks import Checkpoint, EarlyStopping, ProgressBar
+from loopwright.layout import PAIRS, Layout, layout_of
 from loopwright.source import Facts, source
 from loopwright.testing import HookRecorder
-from small_problems import BATCH, PROBLEMS, WithoutLength, cut, loss_of, make_loader, make_optimizer, samples
+from small_problems import PROBLEMS, cut, loss_of, make_loader, make_optimizer, samples
 from test_same_bits import EPOCHS, MATRIX, assert_same, build, name_of, snapshot, trainer_of, validate_of
 
 RUFF = [sys.executable, "-m", "ruff"]
@@ -64,7 +66,12 @@ def test_the_explained_loop_leaves_the_bits_of_every_configuration_of_the_matrix
 # Everything else that a configuration can be.
 OPTIMIZERS = ["sgd", "nesterov", "adam", "adamw", "rmsprop", "lbfgs", "half", "foreign"]
 STEPS = ["loss", "bare", "output", "fractions", "masked", "tensor weight", "measures", "dict"]
-SCHEDULES = ["none", "step", "epoch", *(f"{m} {each}" for m in ("train/loss", "val/loss") for each in ("step", "epoch"))]
+SCHEDULES = [
+    "none",
+    "step",
+    "epoch",
+    *(f"{m} {each}" for m in ("train/loss", "val/loss") for each in ("step", "epoch")),
+]
 
 
 @dataclass
@@ -104,7 +111,11 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     pick = lambda *choices: draw(st.sampled_from(choices))  # noqa: E731
-    optimizer, precision, policy = pick(*OPTIMIZERS), pick("fp32", "fp32", "bf16", "fp16"), pick("raise", "skip", "ignore")
+    optimizer, precision, policy = (
+        pick(*OPTIMIZERS),
+        pick("fp32", "fp32", "bf16", "fp16"),
+        pick("raise", "skip", "ignore"),
+    )
     accumulate, schedule = pick(1, 1, 2, 3, 4), pick(*SCHEDULES)
     if optimizer == "lbfgs":
         accumulate, precision, policy = 1, pick("fp32", "bf16"), pick("raise", "ignore")
@@ -288,9 +299,7 @@ def check(case: Case) -> str:
     if parts.scheduler is not None:
         schedule = Schedule(parts.scheduler, each=each, monitor=monitor if plateau else None)  # type: ignore[arg-type]  # drawn from both
     how: dict[str, Any] = {"loss": parts.criterion} if case.step == "loss" else {"step": parts.criterion}
-    trainer = Trainer(
-        parts.model, parts.optimizer, **how, schedule=schedule, metrics=parts.metrics, **case.settings
-    )
+    trainer = Trainer(parts.model, parts.optimizer, **how, schedule=schedule, metrics=parts.metrics, **case.settings)
     plan: dict[str, Any] = {"epochs": case.epochs, "steps": case.steps}
     if case.validate is not None:
         plan["validate"] = case.validate
@@ -339,3 +348,388 @@ def test_run_on_its_own_the_explained_loop_gives_the_same_bits(case: Case) -> No
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_run_on_its_own_the_explained_loop_gives_the_same_bits_in_thousands_of_configurations(case: Case) -> None:
     check(case)
+
+
+def many_texts() -> list[str]:
+    """Texts of unlike facts, each fact in many of them."""
+    chance = random.Random(0)
+    found = []
+    for _ in range(400):
+        steps, custom = chance.choice([None, 7]), chance.random() < 0.5
+        validation: Any = chance.choice(["given", "maybe", None])
+        by_steps = validation == "given" and chance.random() < 0.5
+        metrics = chance.random() < 0.3
+        moves, closure = chance.random() < 0.3, chance.random() < 0.15
+        recorders = chance.choice([0, 0, 1, 9])
+        facts = Facts(
+            custom_step=custom,
+            measures=custom and chance.random() < 0.5,
+            ignores=not custom and chance.random() < 0.5,
+            layout=chance.choice([None, PAIRS]),
+            sized=chance.random() < 0.6,
+            epochs=3 if steps is None else chance.choice([None, 3]),
+            steps=steps,
+            validation=validation,
+            validate_steps=2 if by_steps else None,
+            validate_epochs=None if by_steps or validation is None else chance.choice([1, 2]),
+            metrics=metrics,
+            nested_metrics=chance.random() < 0.5,
+            schedule=(schedule := chance.choice([None, "step", "epoch"])),  # type: ignore[arg-type]  # one of its words
+            monitor=chance.choice([None, "train/loss", *(["val/loss"] if validation else [])]) if schedule else None,
+            accumulate=1 if closure else chance.choice([1, 4]),
+            clip_norm=chance.choice([None, 0.5, math.inf]),
+            precision="fp32" if closure else chance.choice(["fp32", "bf16", "fp16"]),  # type: ignore[arg-type]  # as above
+            device="cuda:0" if moves else "cpu",
+            moves=moves,
+            modules=(*([] if custom else ["loss_fn"]), *(["metrics"] if metrics else [])),
+            policy="raise" if closure else chance.choice(["raise", "skip", "ignore"]),  # type: ignore[arg-type]  # as above
+            seed=chance.choice([None, 3]),
+            deterministic=chance.random() < 0.3,
+            compile=chance.choice([None, None, "module", "wrapped"]),  # type: ignore[arg-type]  # as above
+            mixed_modes=chance.random() < 0.3,
+            beside=chance.random() < 0.3,
+            foreign=chance.random() < 0.3,
+            sparse=chance.random() < 0.3,
+            closure=closure,
+            hooks={hook: ["ARatherLongNameOfACallback"] * recorders for hook in HOOKS if recorders},
+            saves=["Checkpoint"] * (recorders > 0),
+            restores="EarlyStopping" if recorders else None,
+        )
+        found.append(source(facts))
+    return found
+
+
+def test_ruff_would_leave_every_text_as_it_is_and_finds_no_unknown_or_unused_name(tmp_path: Path) -> None:
+    texts = many_texts()
+    for number, text in enumerate(texts):
+        (tmp_path / f"loop_{number}.py").write_text(text)
+    ran = subprocess.run([*RUFF, "format", "--isolated", "--diff", tmp_path], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[:4000]
+    checked = subprocess.run(
+        [*RUFF, "check", "--isolated", "--select", "E,F,W,I,UP", tmp_path], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout[:4000]
+
+
+PLAIN = '''\
+"""The loop of a loopwright Trainer in plain PyTorch: the same bits, by itself."""
+
+import torch
+
+
+def train(model, optimizer, loss_fn, train_loader, *, epochs=2):
+    """Train the model in place; what is returned has a row of means for each epoch."""
+    model.train()  # dropout is on, and batch norm uses the batch's statistics
+    history = []
+    step = 0  # optimizer steps made
+    for epoch in range(1, epochs + 1):
+        total, count = 0.0, 0
+        for inputs, targets in train_loader:
+            optimizer.zero_grad()  # else gradients would add up over batches
+            loss = loss_fn(model(inputs), targets)
+            loss.backward()  # fills in .grad, and changes no weight
+            optimizer.step()  # the only line that changes the weights
+            step += 1
+            total += loss.item() * len(targets)
+            count += len(targets)
+        row = {"epoch": epoch, "step": step, "train/loss": total / count}
+        history.append(row)
+    return history
+'''
+
+
+def test_a_plain_configuration_is_the_loop_that_one_writes_by_hand_and_not_a_line_more() -> None:
+    trainer = line_trainer(on_nonfinite="ignore")
+    trainer.fit(ragged(4, 4), epochs=2)
+    assert trainer.explain() == PLAIN
+
+
+def test_only_what_a_configuration_needs_is_in_its_text() -> None:
+    trainer = line_trainer()
+    trainer.fit(ragged(4, 4), epochs=2)
+    text = trainer.explain()
+    words = ["autocast", "scaler", "clip", "accumulate", "scheduler", "evaluate", "seed", "device", "steps=", "compile"]
+    assert [word for word in words if word in text] == []
+
+
+def test_before_a_fit_epochs_and_validation_are_left_to_the_caller() -> None:
+    text = line_trainer().explain()
+    assert "def train(model, optimizer, loss_fn, train_loader, val_loader=None, *, epochs):" in text
+    train, val = ragged(4, 3), ragged(5)
+    for held in ([], [val]):
+        trainer = line_trainer()
+        result = trainer.fit(train, *held, epochs=2)
+        model = line()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        assert run_alone(text, model, optimizer, nn.MSELoss(), train, *held, epochs=2) == result.history
+        assert torch.equal(model.weight, trainer.state.model.weight)
+
+
+def test_a_step_before_a_fit_gets_batches_of_any_nesting() -> None:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        return (model(batch["in"][0]) - batch["out"]).square().mean()
+
+    batches = [{"name": "a", "in": (x, None), "out": y} for x, y in ragged(4, 3, 2)]
+    model, twin = line(), line()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), step=step, device="cpu", accumulate=2)
+    text = trainer.explain()
+    result = trainer.fit(batches, epochs=2)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    assert run_alone(text, twin, optimizer, step, batches, epochs=2) == result.history
+    assert torch.equal(model.weight, twin.weight)
+    assert 'weight = len(batch["in"][0])' not in text
+    assert 'weight = len(batch["out"])' in trainer.explain()  # seen in the fit
+
+
+def test_the_size_of_a_batch_is_read_where_the_fit_has_seen_it() -> None:
+    def supervised(inputs: Any, targets: Any) -> Tensor:
+        return (inputs - targets["y"]).square().mean()
+
+    class OfDict(nn.Linear):
+        def forward(self, inputs: Any) -> Tensor:
+            return super().forward(inputs["x"])
+
+    batches = [({"x": x}, {"y": y}) for x, y in ragged(4, 3, 2)]
+    histories, weights, text = [], [], ""
+    for explained in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = OfDict(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if explained:
+            histories.append(run_alone(text, model, optimizer, supervised, batches))
+        else:
+            trainer = Trainer(model, optimizer, supervised, device="cpu")
+            histories.append(trainer.fit(batches, epochs=2).history)
+            text = trainer.explain()
+            assert 'count += len(targets["y"])' in text
+        weights.append(model.weight)
+    assert histories[0] == histories[1]
+    assert torch.equal(*weights)
+
+
+def test_what_was_seen_of_a_batch_says_how_to_bring_it_to_a_device() -> None:
+    x, y = torch.zeros(4, 3), torch.zeros(4)
+    packed = nn.utils.rnn.pack_sequence([torch.zeros(3, 2), torch.zeros(2, 2)])
+    assert layout_of((x, y)) == Layout("len(batch[0])", "sequence", "len(targets)", "tensor", "tensor", True)
+    assert layout_of({"x": x, "n": 3}) == Layout('len(batch["x"])', "other")
+    assert layout_of({"x": x, "y": y}) == Layout('len(batch["x"])', "mapping")
+    assert layout_of(x) == Layout("len(batch)", "tensor")
+    assert layout_of([{"x": x}, [y, None]]) == Layout(
+        "len(batch[1][0])", "other", "len(targets[0])", "mapping", "other"
+    )
+    assert layout_of(packed).size is None
+    assert layout_of({"it's": x}).size is None
+
+
+@pytest.mark.parametrize("form", ["pair", "dict", "nested"])
+def test_the_lines_that_move_a_batch_keep_what_it_is(form: str) -> None:
+    """Tried on the CPU: the device is an argument of the text."""
+    batches: list[Any] = ragged(4, 3)
+    step: Any = None
+    if form != "pair":
+        batches = [{"x": x, "y": y} if form == "dict" else {"x": [x, 1], "y": (y,)} for x, y in batches]
+
+        def step(model: nn.Module, batch: Any) -> Tensor:
+            x, y = (batch["x"], batch["y"]) if form == "dict" else (batch["x"][0], batch["y"][0])
+            return (model(x) - y).square().mean()
+
+    text = source(
+        Facts(custom_step=form != "pair", epochs=2, validation="given", validate_epochs=1, device="cuda:0", moves=True,
+              layout=layout_of(batches[0]), precision="bf16", modules=("loss_fn",) if form == "pair" else ())
+    )  # fmt: skip
+    assert ("to_device(" in text) == (form == "nested")
+    model, twin = line(), line()
+    how: dict[str, Any] = {"loss": nn.MSELoss()} if form == "pair" else {"step": step}
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), **how, device="cpu", precision="bf16")
+    result = trainer.fit(batches, batches, epochs=2)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    found = run_alone(text, twin, optimizer, step or nn.MSELoss(), batches, batches, device="cpu")
+    assert found == result.history
+    assert torch.equal(model.weight, twin.weight)
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"on_nonfinite": "skip"}], ids=str)
+@pytest.mark.parametrize("kind", ["sized", "without length"])
+@pytest.mark.parametrize("validate", [Every(epochs=1), Every(steps=2)], ids=str)
+def test_the_hooks_are_shown_where_the_run_calls_them(settings: dict[str, Any], kind: str, validate: Every) -> None:
+    recorder = HookRecorder()
+    batches: Any = ragged(4, 4, 3, 2, 1)
+    batches = batches if kind == "sized" else Unsized(batches)
+    trainer = line_trainer(callbacks=[recorder], **settings)
+    trainer.fit(batches, ragged(3, 2), epochs=2, validate=validate)
+    text = trainer.explain(callbacks=True)
+    assert text.replace("HookRecorder", "").count("#") > trainer.explain().count("#")
+
+    def called(found: re.Match[str]) -> str:
+        condition = "if batch is not None: " if "unless the data is over" in found[3] else ""
+        return f"{found[1]}{condition}hooks.append({found[2]!r})"
+
+    live = re.sub(r"^( *)# (on_\w+|setup|teardown)(.*): HookRecorder$", called, text, flags=re.MULTILINE)
+    live = live.replace("hooks.append('on_exception')", "pass")
+    model = line()
+    hooks: list[str] = []
+    namespace: dict[str, Any] = {"hooks": hooks}
+    exec(live, namespace)
+    namespace["train"](model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), batches, ragged(3, 2))
+    assert hooks == recorder.hooks
+    assert set(hooks) == set(HOOKS) - {"on_exception"}
+
+
+def test_only_overridden_hooks_are_shown_and_what_the_loop_does_for_a_callback(tmp_path: Path) -> None:
+    stopping = EarlyStopping("val/loss", mode="min", restore_best=True)
+    trainer = line_trainer(callbacks=[ProgressBar(), stopping, Checkpoint(tmp_path), ProgressBar()])
+    text = trainer.explain(callbacks=True)
+    assert "# on_batch_end: ProgressBar, ProgressBar-2\n" in text
+    assert "# on_fit_start: ProgressBar, EarlyStopping, Checkpoint, ProgressBar-2\n" in text
+    assert "on_backward_end" not in text
+    assert "# EarlyStopping: the best weights are put back here\n" in text
+    assert "# Checkpoint: a save, where a step is due\n" in text
+    assert "EarlyStopping" not in trainer.explain()
+
+
+def test_a_text_runs_where_loopwright_cannot_be_imported(tmp_path: Path) -> None:
+    trainer = line_trainer(accumulate=2, clip_norm=0.5, precision="bf16", seed=4)
+    trainer.fit(ragged(4, 3, 2), ragged(4), epochs=2)
+    (tmp_path / "explained.py").write_text(trainer.explain())
+    torch.save({"batches": ragged(4, 3, 2), "val": ragged(4), "line": line().state_dict()}, tmp_path / "given.pt")
+    program = (
+        "import sys; sys.modules['loopwright'] = None\n"
+        "import torch; from explained import train\n"
+        "given = torch.load('given.pt')\n"
+        "model = torch.nn.Linear(3, 1); model.load_state_dict(given['line'])\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "train(model, optimizer, torch.nn.MSELoss(), given['batches'], given['val'])\n"
+        "torch.save(model.state_dict(), 'weights.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    weights = torch.load(tmp_path / "weights.pt")
+    assert torch.equal(weights["weight"], trainer.state.model.weight)
+
+
+def test_a_seed_is_set_as_the_trainer_sets_it() -> None:
+    class Drawing(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            noise = random.random() + np.random.random() + torch.rand(())
+            return super().forward(inputs) * noise
+
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Drawing(3, 1)
+        return model, torch.optim.SGD(model.parameters(), lr=0.01)
+
+    model, optimizer = make()
+    trainer = Trainer(model, optimizer, nn.MSELoss(), device="cpu", seed=11)
+    result = trainer.fit(ragged(4, 3), epochs=2)
+    model, optimizer = make()
+    assert run_alone(trainer.explain(), model, optimizer, nn.MSELoss(), ragged(4, 3)) == result.history
+
+
+def test_deterministic_kernels_are_asked_for() -> None:
+    trainer = line_trainer(deterministic=True)
+    trainer.fit(ragged(4, 3), epochs=1)
+    before = torch.are_deterministic_algorithms_enabled()
+    model = line()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        run_alone(trainer.explain(), model, optimizer, nn.MSELoss(), ragged(4, 3))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert torch.equal(model.weight, trainer.state.model.weight)
+
+
+def test_a_model_of_ones_own_is_compiled_in_place_and_one_of_torchs_through_a_wrapper() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.compiled = line(), 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            out: Tensor = self.layer(inputs)
+            return out
+
+        def compile(self, *args: Any, **kwargs: Any) -> None:
+            self.compiled += 1
+
+    model = Own()
+    text = line_trainer(model, compile=True).explain()
+    assert "    model.compile()  #" in text
+    run_alone(text, model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), ragged(4), epochs=1)
+    assert model.compiled == 1
+    text = line_trainer(compile=True).explain()
+    assert "compiled = torch.compile(model)" in text
+    assert "loss = loss_fn(compiled(inputs), targets)" in text
+
+
+def test_explaining_changes_nothing() -> None:
+    trainer, twin = (line_trainer(seed=1, accumulate=2) for _ in range(2))
+    for one in (trainer, twin):
+        one.fit(ragged(4, 3, 2), epochs=1)
+    before = torch.get_rng_state()
+    assert trainer.explain() == trainer.explain()
+    assert torch.equal(before, torch.get_rng_state())
+    histories = [one.fit(ragged(4, 3, 2), epochs=2).history for one in (trainer, twin)]
+    assert histories[0] == histories[1]
+    assert torch.equal(trainer.state.model.weight, twin.state.model.weight)
+
+
+def test_the_text_is_that_of_the_latest_fit_also_after_an_evaluation() -> None:
+    trainer = line_trainer()
+    trainer.fit(ragged(4, 3), epochs=1)
+    trainer.fit(ragged(4, 3), ragged(2), steps=9, validate=Every(steps=4))
+    trainer.evaluate(ragged(2))
+    assert "val_loader, *, steps=9, validate_every=4" in " ".join(trainer.explain().split())
+
+
+@pytest.mark.parametrize("policy", ["skip", "ignore"])
+def test_weights_that_are_ruined_end_the_text_as_they_end_the_run(policy: Any) -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = line()
+        with torch.no_grad():
+            model.weight.fill_(math.inf)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    model, optimizer = make()
+    trainer = Trainer(model, optimizer, nn.MSELoss(), device="cpu", on_nonfinite=policy)
+    if policy == "ignore":
+        trainer.fit(ragged(4), epochs=1)
+        run_alone(trainer.explain(), *make(), nn.MSELoss(), ragged(4))
+        return
+    with pytest.raises(NonFiniteError):
+        trainer.fit(ragged(4), epochs=1)
+    with pytest.raises(FloatingPointError, match="weight is not finite"):
+        run_alone(trainer.explain(), *make(), nn.MSELoss(), ragged(4))
+
+
+@pytest.mark.parametrize("policy", ["skip", "raise"])
+def test_a_run_by_steps_that_never_makes_one_ends_in_an_error(policy: Any) -> None:
+    def masked(model: nn.Module, batch: Any) -> Output:
+        loss = (model(batch[0]) - batch[1]).square().mean()
+        return Output(loss * math.nan if policy == "skip" else loss, weight=0 if policy == "raise" else None)
+
+    model = line()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, step=masked, device="cpu", on_nonfinite=policy, accumulate=2)
+    with pytest.raises(NonFiniteError, match="not one optimizer step"):
+        trainer.fit(ragged(4, 4), steps=3)
+    with pytest.raises(FloatingPointError, match="every step of epoch 1 was skipped"):
+        run_alone(trainer.explain(), model, optimizer, masked, ragged(4, 4))
+
+
+def test_sparse_gradients_are_looked_at_too() -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3))
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    torch.manual_seed(0)
+    batches = cut(samples("embedding", 22))
+    model, optimizer = make()
+    trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), device="cpu", on_nonfinite="skip", accumulate=3)
+    result = trainer.fit(batches, epochs=2)
+    twin, optimizer = make()
+    assert run_alone(trainer.explain(), twin, optimizer, nn.CrossEntropyLoss(), batches) == result.history
+    assert_same(dict(model.state_dict()), dict(twin.state_dict()), "weights")

@@ -65,7 +65,9 @@ def _of_data(
         layout = PAIRS
     by_metrics = {f"val/{name}" for name in settings.metrics}
     names = [name for name in state.metrics if name.startswith(("train/", "val/"))]
-    measured = [n for n in names if not n.endswith("/loss") and not any(f"{n}/".startswith(f"{m}/") for m in by_metrics)]
+    measured = [
+        n for n in names if not n.endswith("/loss") and not any(f"{n}/".startswith(f"{m}/") for m in by_metrics)
+    ]
     classes = layout is not None and layout.targets == "tensor" and not layout.floating_targets
     return {
         "layout": layout,

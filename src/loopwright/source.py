@@ -150,7 +150,8 @@ class Facts:
     @property
     def sorted_out(self) -> bool:
         """Whether the optimizer's parameters have to be told from the model's."""
-        return self.beside or (self.foreign and (self.clip_norm is not None or self.windows or self.policy == "skip"))
+        used = self.clip_norm is not None or self.windows or self.policy == "skip"
+        return used and (self.beside or self.foreign)
 
     @property
     def weight(self) -> str:
@@ -332,19 +333,18 @@ def _begin(f: Facts) -> Lines:
         lines += ["random.seed(seed)", "numpy.random.seed(seed)", "torch.manual_seed(seed)"]
     if not f.mixed_modes:
         lines.append("model.train()  # dropout is on, and batch norm uses the batch's statistics")
-    if f.sorted_out:
+    if f.sorted_out or f.beside:
         lines += [
             'held = [p for group in optimizer.param_groups for p in group["params"]]',
             "held_ids = {id(p) for p in held}",
-            "parameters = [p for p in model.parameters() if id(p) in held_ids]",
         ]
-        if f.foreign:
-            lines += [
-                "own_ids = {id(p) for p in model.parameters()}",
-                "parameters += [p for p in held if id(p) not in own_ids]",
-            ]
-        if f.beside:
-            lines.append("others = [p for p in model.parameters() if id(p) not in held_ids]")
+    if f.sorted_out:
+        lines.append("parameters = [p for p in model.parameters() if id(p) in held_ids]")
+    if f.sorted_out and f.foreign:
+        lines.append("own_ids = {id(p) for p in model.parameters()}")
+        lines.append("parameters += [p for p in held if id(p) not in own_ids]")
+    if f.beside:
+        lines.append("others = [p for p in model.parameters() if id(p) not in held_ids]")
     return lines
 
 
@@ -355,7 +355,9 @@ def _parameters(f: Facts) -> str:
 def _train_epoch(f: Facts) -> Lines:
     """``_train_epoch``: the batches of one epoch, and what comes at its end."""
     lines = _hook(f, "on_epoch_start", 2)
-    lines.append("rows = []  # of each batch: what was measured, and its weight" if f.measures else "total, count = 0.0, 0")
+    lines.append(
+        "rows = []  # of each batch: what was measured, and its weight" if f.measures else "total, count = 0.0, 0"
+    )
     if f.validate_steps:
         lines.append("scores = {}  # of this epoch's latest validation")
     if f.windows:
@@ -400,11 +402,9 @@ def _end_epoch(f: Facts) -> Lines:
         due += _moved(f)
     due += _hook(f, "on_epoch_end", 2 + (f.steps is not None))
     if due and f.steps is not None and (f.ends_matter or f.hooks):
-        lines.append(f"if {_whole(f)}:  # not left half way, at the last of its steps")
-        if all(line.startswith("#") for line in due):
-            lines = [*lines[:-1], "# Where the epoch was not left half way:", *due]
-        else:
-            lines += _in(due)
+        lines.append("# Not where the last of the steps has left the epoch half way.")
+        remarks = all(line.startswith("#") for line in due)
+        lines += due if remarks else [f"if {_whole(f)}:", *_in(due)]
     else:
         lines += due
     lines.append("history.append(row)")
@@ -510,24 +510,26 @@ def _forward_backward(f: Facts, level: int) -> Lines:
         lines.append("weights.append(weight)")
         lines += [f"window.append(({'values' if f.measures else 'loss.item()'}, weight))"] if f.listed else []
         lines += [] if f.policy == "skip" else _counted(f)
-    backward = _backward(f, level)
+    backward = _backward(f, level + 1 if f.windows and f.weightless else level)
     if f.windows and f.weightless:
         one = "" if f.with_sentinel else " or size == 1"
-        lines += [f"if weight{one}:  # nothing counts where all of a batch is left out"]
+        lines += [f"if weight{one}:  # else nothing in the batch counts"]
         return [*lines, *_in(backward)]
     return lines + backward
 
 
 def _zeroed(f: Facts) -> Lines:
     """What begins a window."""
-    lines = ["optimizer.zero_grad()  # else these gradients would be added to the last ones"]
+    lines = ["optimizer.zero_grad()  # else gradients would add up over batches"]
     if f.beside:
         lines += ["for p in others:", "    p.grad = None  # the optimizer does not know of these"]
     if not f.windows:
         return lines
     lines[0] = "optimizer.zero_grad()  # gradients accumulate from here on"
-    if not f.with_sentinel:
-        lines.append("size = min(accumulate, len(train_loader) - index)  # the last may be short")
+    if f.with_sentinel:
+        lines.append("size = accumulate  # the epoch may end before that")
+    else:
+        lines += ["# An epoch's last window may be short.", "size = min(accumulate, len(train_loader) - index)"]
     if f.weightless:
         lines.append("first = window_weight = 0")
     if f.policy == "skip":
@@ -588,24 +590,22 @@ def _backward(f: Facts, level: int) -> Lines:
 def _gradients(f: Facts, level: int) -> Lines:
     loss, lines = "loss", Lines()
     if f.windows:
-        size = "accumulate" if f.with_sentinel else "size"
         lines += _note(
-            "Means of unlike weights add up to the window's mean only where each gets its share; "
-            "the first weight stands for the others that are to come.",
+            "Each mean gets its share of the window's. The first weight stands for those to come.",
             level,
         )
         if f.weightless:
             lines += ["first = first or weight", "window_weight += weight"]
             if f.custom_step:  # weights that are no whole numbers may miss the size by a bit
-                lines.append(f"divisor = {size} if weight == first else {size} * first / weight")
+                lines.append("divisor = size if weight == first else size * first / weight")
             else:
-                lines.append(f"divisor = {size} * first / weight if weight else {size}")
+                lines.append("divisor = size * first / weight if weight else size")
             loss = "(loss / divisor)"
         else:
-            loss = f"(loss / ({size} * weights[0] / weight))"
+            loss = "(loss / (size * weights[0] / weight))"
     if f.scaled:
         inner = loss.removeprefix("(").removesuffix(")") if f.windows else loss
-        lines += _note("Small gradients would vanish in float16: they are computed of a scaled loss.", level)
+        lines += _note("Small gradients would vanish in float16: the loss is scaled.", level)
         return [*lines, f"scaler.scale({inner}).backward()", *_hook(f, "on_backward_end", level)]
     remark = "" if f.windows else "  # fills in .grad, and changes no weight"
     return [*lines, f"{loss}.backward(){remark}", *_hook(f, "on_backward_end", level)]
@@ -632,7 +632,6 @@ def _window_end(f: Facts, level: int) -> Lines:
 def _optimizer_step(f: Facts, level: int) -> Lines:
     """``_optimizer_step``: gradients averaged and clipped, and the optimizer's step."""
     if f.policy == "skip":
-        found = "p.grad.coalesce().values() if p.grad.is_sparse else p.grad" if f.sparse else "p.grad"
         condition = "finite"
         if f.windows and f.weightless:
             condition += " and any(weights)" if f.with_sentinel else " and (any(weights) or size == 1)"
@@ -643,7 +642,8 @@ def _optimizer_step(f: Facts, level: int) -> Lines:
             return [*lines, "    if not stepped:", "        check_weights(model)", *_or_check()]
         lines += _in(
             [
-                f"grads = [{found} for p in {_parameters(f)} if p.grad is not None]",
+                f"grads = [p.grad for p in {_parameters(f)} if p.grad is not None]",
+                *(["grads = [g.coalesce().values() if g.is_sparse else g for g in grads]"] if f.sparse else []),
                 "finite = all(grad.isfinite().all() for grad in grads)",
             ]
         )
@@ -654,7 +654,11 @@ def _optimizer_step(f: Facts, level: int) -> Lines:
     lines = _averaged_and_clipped(f, level)
     if f.scaled:
         return lines + _scaled_step(f, level)
-    return [*lines, "optimizer.step()" + ("" if f.windows else "  # the only line that changes the weights"), *_stepped(f, level)]
+    return [
+        *lines,
+        "optimizer.step()" + ("" if f.windows else "  # the only line that changes the weights"),
+        *_stepped(f, level),
+    ]
 
 
 def _or_check() -> Lines:
@@ -675,19 +679,18 @@ def _averaged_and_clipped(f: Facts, level: int) -> Lines:
 
 def _averaged(f: Facts, level: int) -> Lines:
     """The correction by what the window has really come to."""
-    size = "accumulate" if f.with_sentinel else "size"
     if f.custom_step:
         # An even window's share is counted in batches: sums of equal fractions may miss their product by a bit.
         lines = [
-            "share = len(weights) / " + size,
+            "share = len(weights) / size",
             "if any(weight != first for weight in weights):",
-            f"    share = window_weight / ({size} * first)",
+            "    share = window_weight / (size * first)",
         ]
     elif f.ignores:
         zero = "" if f.with_sentinel else " if first else 1"
-        lines = [f"share = window_weight / ({size} * first){zero}"]
+        lines = [f"share = window_weight / (size * first){zero}"]
     else:
-        lines = [f"share = sum(weights) / ({size} * weights[0])"]
+        lines = ["share = sum(weights) / (size * weights[0])"]
     return [
         *lines,
         "if share != 1:  # what was expected of the window was not what came",
@@ -799,7 +802,10 @@ def _evaluate(f: Facts) -> Lines:
         body.append(f'scores = {{"val/loss": {mean}}}')
     if f.metrics:
         body.append("for name, metric in metrics.items():")
-        flat, single = 'scores |= flat(f"val/{name}", metric.compute())', 'scores[f"val/{name}"] = float(metric.compute())'
+        flat, single = (
+            'scores |= flat(f"val/{name}", metric.compute())',
+            'scores[f"val/{name}"] = float(metric.compute())',
+        )
         body.append(f"    {flat if f.nested_metrics else single}")
     body += _hook(f, "on_eval_end", 1)
     if f.mixed_modes:
@@ -861,10 +867,10 @@ def _means() -> Lines:
                     value = value * weight if weight else 0.0
                     sums[name] = sums.get(name, 0.0) + value
                     weights[name] = weights.get(name, 0.0) + weight
-            return {
-                f"{prefix}/{name}": sums[name] / weights[name] if weights[name] else float("nan")
-                for name in sums
-            }''').split("\n")
+            found = {}
+            for name, weight in weights.items():
+                found[f"{prefix}/{name}"] = sums[name] / weight if weight else float("nan")
+            return found''').split("\n")
 
 
 def _size_of() -> Lines:
