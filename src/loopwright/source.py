@@ -150,7 +150,7 @@ class Facts:
     @property
     def sorted_out(self) -> bool:
         """Whether the optimizer's parameters have to be told from the model's."""
-        used = self.clip_norm is not None or self.windows or self.policy == "skip"
+        used = self.clip_norm is not None or self.windows or (self.policy == "skip" and not self.scaled)
         return used and (self.beside or self.foreign)
 
     @property

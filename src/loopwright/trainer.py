@@ -703,9 +703,13 @@ class Trainer(Generic[Model, Batch]):
             callbacks: Also show in comments which callback's hook runs where. The hooks themselves are not written out.
 
         Examples:
-            >>> trainer = Trainer(model, optimizer, nn.MSELoss(), on_nonfinite="ignore", device="cpu")
+            >>> trainer = Trainer(model, optimizer, nn.MSELoss(), clip_norm=1.0, device="cpu")
             >>> result = trainer.fit(train_loader, epochs=2)
-            >>> print(trainer.explain())
+            >>> print("\\n".join(trainer.explain().splitlines()[2:6]))
+            import torch
+            <BLANKLINE>
+            <BLANKLINE>
+            def train(model, optimizer, loss_fn, train_loader, *, epochs=2, clip_norm=1.0):
         """
         shown = self._run.callbacks if callbacks else None
         return explain(
