@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from helpers import Unsized, line, line_trainer, ragged
+from helpers import Unsized, all_equal, line, line_trainer, ragged, weights_of
 from loopwright import Every, NonFiniteError, Output, Schedule, Trainer
 from loopwright.callback import HOOKS
 from loopwright.callbacks import Checkpoint, EarlyStopping, ProgressBar
+from loopwright.explain_facts import Facts
+from loopwright.explain_source import source
 from loopwright.layout import PAIRS, Layout, layout_of
-from loopwright.source import Facts, source
 from loopwright.testing import HookRecorder
 from small_problems import PROBLEMS, cut, loss_of, make_loader, make_optimizer, samples
 from test_same_bits import EPOCHS, MATRIX, assert_same, build, name_of, snapshot, trainer_of, validate_of
@@ -110,7 +111,9 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    pick = lambda *choices: draw(st.sampled_from(choices))  # noqa: E731
+    def pick(*choices: Any) -> Any:
+        return draw(st.sampled_from(choices))
+
     optimizer, precision, policy = (
         pick(*OPTIMIZERS),
         pick("fp32", "fp32", "bf16", "fp16"),
@@ -359,6 +362,7 @@ def many_texts() -> list[str]:
         validation: Any = chance.choice(["given", "maybe", None])
         by_steps = validation == "given" and chance.random() < 0.5
         metrics = chance.random() < 0.3
+        schedule: Any = chance.choice([None, "step", "epoch"])
         moves, closure = chance.random() < 0.3, chance.random() < 0.15
         recorders = chance.choice([0, 0, 1, 9])
         facts = Facts(
@@ -374,18 +378,18 @@ def many_texts() -> list[str]:
             validate_epochs=None if by_steps or validation is None else chance.choice([1, 2]),
             metrics=metrics,
             nested_metrics=chance.random() < 0.5,
-            schedule=(schedule := chance.choice([None, "step", "epoch"])),  # type: ignore[arg-type]  # one of its words
+            schedule=schedule,
             monitor=chance.choice([None, "train/loss", *(["val/loss"] if validation else [])]) if schedule else None,
             accumulate=1 if closure else chance.choice([1, 4]),
             clip_norm=chance.choice([None, 0.5, math.inf]),
-            precision="fp32" if closure else chance.choice(["fp32", "bf16", "fp16"]),  # type: ignore[arg-type]  # as above
+            precision="fp32" if closure else chance.choice(["fp32", "bf16", "fp16"]),
             device="cuda:0" if moves else "cpu",
             moves=moves,
             modules=(*([] if custom else ["loss_fn"]), *(["metrics"] if metrics else [])),
-            policy="raise" if closure else chance.choice(["raise", "skip", "ignore"]),  # type: ignore[arg-type]  # as above
+            policy="raise" if closure else chance.choice(["raise", "skip", "ignore"]),
             seed=chance.choice([None, 3]),
             deterministic=chance.random() < 0.3,
-            compile=chance.choice([None, None, "module", "wrapped"]),  # type: ignore[arg-type]  # as above
+            compile=chance.choice([None, None, "module", "wrapped"]),
             mixed_modes=chance.random() < 0.3,
             beside=chance.random() < 0.3,
             foreign=chance.random() < 0.3,
@@ -462,12 +466,13 @@ def test_before_a_fit_epochs_and_validation_are_left_to_the_caller() -> None:
         model = line()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         assert run_alone(text, model, optimizer, nn.MSELoss(), train, *held, epochs=2) == result.history
-        assert torch.equal(model.weight, trainer.state.model.weight)
+        assert all_equal([model.weight], weights_of(trainer)[:1])
 
 
 def test_a_step_before_a_fit_gets_batches_of_any_nesting() -> None:
     def step(model: nn.Module, batch: Any) -> Tensor:
-        return (model(batch["in"][0]) - batch["out"]).square().mean()
+        loss: Tensor = (model(batch["in"][0]) - batch["out"]).square().mean()
+        return loss
 
     batches = [{"name": "a", "in": (x, None), "out": y} for x, y in ragged(4, 3, 2)]
     model, twin = line(), line()
@@ -483,7 +488,8 @@ def test_a_step_before_a_fit_gets_batches_of_any_nesting() -> None:
 
 def test_the_size_of_a_batch_is_read_where_the_fit_has_seen_it() -> None:
     def supervised(inputs: Any, targets: Any) -> Tensor:
-        return (inputs - targets["y"]).square().mean()
+        loss: Tensor = (inputs - targets["y"]).square().mean()
+        return loss
 
     class OfDict(nn.Linear):
         def forward(self, inputs: Any) -> Tensor:
@@ -532,7 +538,8 @@ def test_the_lines_that_move_a_batch_keep_what_it_is(form: str) -> None:
 
         def step(model: nn.Module, batch: Any) -> Tensor:
             x, y = (batch["x"], batch["y"]) if form == "dict" else (batch["x"][0], batch["y"][0])
-            return (model(x) - y).square().mean()
+            loss: Tensor = (model(x) - y).square().mean()
+            return loss
 
     text = source(
         Facts(custom_step=form != "pair", epochs=2, validation="given", validate_epochs=1, device="cuda:0", moves=True,
@@ -604,7 +611,7 @@ def test_a_text_runs_where_loopwright_cannot_be_imported(tmp_path: Path) -> None
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     weights = torch.load(tmp_path / "weights.pt")
-    assert torch.equal(weights["weight"], trainer.state.model.weight)
+    assert all_equal([weights["weight"]], weights_of(trainer)[:1])
 
 
 def test_a_seed_is_set_as_the_trainer_sets_it() -> None:
@@ -637,7 +644,7 @@ def test_deterministic_kernels_are_asked_for() -> None:
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(before)
-    assert torch.equal(model.weight, trainer.state.model.weight)
+    assert all_equal([model.weight], weights_of(trainer)[:1])
 
 
 def test_a_model_of_ones_own_is_compiled_in_place_and_one_of_torchs_through_a_wrapper() -> None:
@@ -672,7 +679,7 @@ def test_explaining_changes_nothing() -> None:
     assert torch.equal(before, torch.get_rng_state())
     histories = [one.fit(ragged(4, 3, 2), epochs=2).history for one in (trainer, twin)]
     assert histories[0] == histories[1]
-    assert torch.equal(trainer.state.model.weight, twin.state.model.weight)
+    assert all_equal(weights_of(trainer), weights_of(twin))
 
 
 def test_the_text_is_that_of_the_latest_fit_also_after_an_evaluation() -> None:

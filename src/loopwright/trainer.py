@@ -705,11 +705,8 @@ class Trainer(Generic[Model, Batch]):
         Examples:
             >>> trainer = Trainer(model, optimizer, nn.MSELoss(), clip_norm=1.0, device="cpu")
             >>> result = trainer.fit(train_loader, epochs=2)
-            >>> print("\\n".join(trainer.explain().splitlines()[2:6]))
-            import torch
-            <BLANKLINE>
-            <BLANKLINE>
-            def train(model, optimizer, loss_fn, train_loader, *, epochs=2, clip_norm=1.0):
+            >>> trainer.explain().splitlines()[5]
+            'def train(model, optimizer, loss_fn, train_loader, *, epochs=2, clip_norm=1.0):'
         """
         shown = self._run.callbacks if callbacks else None
         return explain(
