@@ -66,7 +66,7 @@ def test_the_explained_loop_leaves_the_bits_of_every_configuration_of_the_matrix
 
 # Everything else that a configuration can be.
 OPTIMIZERS = ["sgd", "nesterov", "adam", "adamw", "rmsprop", "lbfgs", "half", "foreign"]
-STEPS = ["loss", "bare", "output", "fractions", "masked", "tensor weight", "measures", "dict"]
+STEPS = ["loss", "loss", "loss", "bare", "output", "fractions", "masked", "tensor weight", "measures", "dict"]
 SCHEDULES = [
     "none",
     "step",
@@ -265,6 +265,7 @@ def left_behind(parts: Parts) -> dict[str, Any]:
     generator = getattr(parts.train, "generator", None)
     return {
         "weights": dict(parts.model.state_dict()),
+        "gradients": [parameter.grad for parameter in parts.model.parameters()],
         "optimizer": parts.optimizer.state_dict(),
         "scheduler": None if parts.scheduler is None else parts.scheduler.state_dict(),
         "torch": torch.get_rng_state(),
@@ -338,7 +339,7 @@ def check(case: Case) -> str:
     return text
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=cases())
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_run_on_its_own_the_explained_loop_gives_the_same_bits(case: Case) -> None:

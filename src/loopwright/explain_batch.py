@@ -91,6 +91,7 @@ def _forward_backward(f: Facts, level: int) -> Lines:
     lines += weighed(f)
     if f.windows:
         lines.append("weights.append(weight)")
+        lines += ["first = first or weight", "window_weight += weight"] if f.weightless else []
         lines += [f"window.append(({'values' if f.measures else 'loss.item()'}, weight))"] if f.listed else []
         lines += [] if f.policy == "skip" else counted(f)
     backward = _backward(f, level + 1 if f.windows and f.weightless else level)
@@ -150,7 +151,6 @@ def _gradients(f: Facts, level: int) -> Lines:
             level,
         )
         if f.weightless:
-            lines += ["first = first or weight", "window_weight += weight"]
             if f.custom_step:  # weights that are no whole numbers may miss the size by a bit
                 lines.append("divisor = size if weight == first else size * first / weight")
             else:
