@@ -189,7 +189,7 @@ def _optimizer_step(f: Facts, level: int) -> Lines:
         if f.scaled:
             lines += indented(_scaled_step(f, level + 1))
             # A step that only the scale was too large for is dropped as well.
-            return [*lines, "    if not stepped:", "        check_weights(model)", *_or_check()]
+            return [*lines, "    else:", "        check_weights(model)", *_or_check()]
         lines += indented(
             [
                 f"grads = [p.grad for p in {parameters(f)} if p.grad is not None]",
