@@ -23,7 +23,6 @@ from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
-from loopwright.explain import explain
 from loopwright.gradients import zero_grad_of
 from loopwright.guard import Guard, NonFinitePolicy, all_finite
 from loopwright.modes import compiled, evaluating
@@ -708,6 +707,8 @@ class Trainer(Generic[Model, Batch]):
             >>> trainer.explain().splitlines()[5]
             'def train(model, optimizer, loss_fn, train_loader, *, epochs=2, clip_norm=1.0):'
         """
+        from loopwright.explain import explain  # which no run needs
+
         shown = self._run.callbacks if callbacks else None
         return explain(
             self.state,
