@@ -20,8 +20,8 @@ import loopwright.callbacks
 PACKAGE = Path(loopwright.__file__).parent
 
 FLOORS = {
-    4: ["loopwright", "loopwright.__main__", "loopwright.testing"],
-    3: ["loopwright.saving", "loopwright.trainer"],
+    4: ["loopwright", "loopwright.__main__", "loopwright.explain_command", "loopwright.testing"],
+    3: ["loopwright.explain", "loopwright.saving", "loopwright.trainer"],
     2: [
         "loopwright.callbacks",
         "loopwright.callbacks.checkpoint",
@@ -42,14 +42,20 @@ FLOORS = {
         "loopwright.fetching",
         "loopwright.guard",
         "loopwright.history",
+        "loopwright.layout",
         "loopwright.logger",
         "loopwright.monitor",
         "loopwright.rerun",
         "loopwright.result",
+        "loopwright.explain_batch",
+        "loopwright.explain_facts",
+        "loopwright.explain_lines",
+        "loopwright.explain_parts",
         "loopwright.run",
         "loopwright.saver",
         "loopwright.settings",
         "loopwright.skips",
+        "loopwright.explain_source",
         "loopwright.step",
         "loopwright.watch",
         "loopwright.window",

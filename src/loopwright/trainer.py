@@ -157,6 +157,7 @@ class Trainer(Generic[Model, Batch]):
         self._callback_states: list[dict[str, Any]] | None = None
         self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
         self._restored_epoch: int | None = None
+        self._fitted: Plan | None = None  # the latest fit's
         self._warned: set[str] = set()
 
         # What holds while a call runs.
@@ -228,6 +229,7 @@ class Trainer(Generic[Model, Batch]):
         state = self.state
         plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
         self._check_idle("train")
+        self._fitted = plan
         self._run.history.catch_up(state)
         obeyed = self._saving.asked  # a signal ended the last fit between two batches, with all as it should be
         saving = self._saving = self._savers()
@@ -733,6 +735,37 @@ class Trainer(Generic[Model, Batch]):
                 outputs.append(move(map_tensors(Tensor.detach, output), torch.device("cpu")))
                 del output
         return outputs
+
+    def explain(self, *, callbacks: bool = False) -> str:
+        """The source text of the plain PyTorch loop that this trainer is: a function ``train``, and what it needs.
+
+        It imports torch, and nothing of this library. Given the same model, optimizer, loss or step, data and random
+        state it comes to the same losses and weights, bit for bit, and returns the rows of ``result.history``. Only the
+        lines that this configuration needs are there. After a fit, these are those of its targets, its validation and
+        its data; before any, ``epochs`` and the validation data are left to the caller, and batches are taken for pairs
+        of tensors.
+
+        Args:
+            callbacks: Also show in comments which callback's hook runs where. The hooks themselves are not written out.
+
+        Examples:
+            >>> trainer = Trainer(model, optimizer, nn.MSELoss(), clip_norm=1.0, device="cpu")
+            >>> result = trainer.fit(train_loader, epochs=2)
+            >>> trainer.explain().splitlines()[5]
+            'def train(model, optimizer, loss_fn, train_loader, *, epochs=2, clip_norm=1.0):'
+        """
+        from loopwright.explain import explain  # which no run needs
+
+        shown = self._run.callbacks if callbacks else None
+        return explain(
+            self.state,
+            self._settings,
+            loss=None if self._custom_step else self._loss,
+            closure=self._takes_closure,
+            plan=self._fitted,
+            layout=self._run.data.layout,
+            callbacks=shown,
+        )
 
     def _check_idle(self, stage: Stage) -> None:
         if self._running:
