@@ -1,0 +1,3 @@
+"""The picture of what the gradients tell."""
+from __future__ import annotations
+def draw(evidence, findings, path): ...
