@@ -54,6 +54,7 @@ FLOORS = {
         "loopwright.run",
         "loopwright.saver",
         "loopwright.settings",
+        "loopwright.small",
         "loopwright.step",
         "loopwright.window",
     ],

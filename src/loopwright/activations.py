@@ -45,7 +45,7 @@ class Activations:
         Args:
             turns: Whether to note the order in which layers are called, too.
         """
-        if self._handles or _compiled(self._model):
+        if self._handles or not (turns or self._bounded) or _compiled(self._model):
             return
         self._shares = []
         bounded = dict(self._bounded)

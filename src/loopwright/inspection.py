@@ -46,7 +46,7 @@ class Parameter:
     fresh: bool
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which would make each one cost three times as much
 class Inspection:
     """The numbers of one inspected step: for each parameter, by its place in the record.
 
@@ -218,7 +218,7 @@ def _moved(one: Inspection, places: list[int]) -> Inspection:
     return replace(one, **columns)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LayerNumbers:
     """One layer in one inspection: its parameters taken together.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from loopwright.activations import Activations
 from loopwright.inspection import COLUMNS, MISSING, Inspection, Parameter
+from loopwright.small import small_of
 from loopwright.weights import plain_module
 
 if TYPE_CHECKING:
@@ -40,12 +42,12 @@ class Probe:
     ) -> None:
         self._model, self._optimizer = plain_module(model), optimizer
         self.turns = turns
-        self.earlier: dict[str, Tensor] = earlier or {}
+        self._earlier: dict[str, Tensor] = dict(earlier or {})
         self.activations = Activations(self._model)
-        self._signature = (-1, -1, -1)
-        self._pending: list[tuple[int, int, Tensor]] = []  # column, place, one number on its device
+        self._looks = 0
+        self._pending: list[tuple[str, int, Tensor]] = []  # column, place, one number on its device
         self._weights: _Tensors = []
-        self._at: list[int] = []
+        self._clipped = False
         self._look()
 
     def _look(self) -> None:
@@ -78,65 +80,92 @@ class Probe:
             )
             self.parameters.append(parameter)
             self.tensors.append(tensor)
-        self._signature = self._counts()
+        self._held = len(groups)
+        self._count = sum(1 for _ in self._model.parameters())
+        self._needed = [tensor.requires_grad for tensor in self.tensors]
+        self._steered = [i for i, p in enumerate(self.parameters) if p.group >= 0 and p.trainable]
+        self._layers = [i for i, p in enumerate(self.parameters) if p.units]
+        self._trained = [i for i, p in enumerate(self.parameters) if p.trainable]
+        self._small = small_of([self.parameters[i] for i in self._trained], [self.tensors[i] for i in self._trained])
 
-    def _counts(self) -> tuple[int, int, int]:
-        """What differs once something was added, frozen or thawed."""
-        held = sum(len(group["params"]) for group in self._optimizer.param_groups)
-        count = trainable = 0
-        for p in self._model.parameters():
-            count, trainable = count + 1, trainable + p.requires_grad
-        return held, count, trainable
+    def _has_changed(self) -> bool:
+        """Whether something was added, frozen or thawed; of the model's own size every few times only."""
+        self._looks += 1
+        if sum(len(group["params"]) for group in self._optimizer.param_groups) != self._held:
+            return True
+        if [tensor.requires_grad for tensor in self.tensors] != self._needed:
+            return True
+        count = sum(1 for _ in self._model.parameters()) if self._looks < 4 or self._looks % 8 == 0 else self._count
+        return count != self._count
 
-    @torch.no_grad()
     def remember(self) -> None:
         """Keep a sample of the present gradients, for the step after this one."""
+        self._earlier = {}
+        if self._small is not None and self._small.remember():
+            return
         found = [(p.name, _sample(t.grad)) for p, t in zip(self.parameters, self.tensors, strict=True) if _dense(t)]
-        self.earlier = dict(
-            zip([name for name, _ in found], torch._foreach_neg([s for _, s in found]) if found else (), strict=True)
-        )
+        copies = torch._foreach_mul([s for _, s in found], 1.0) if found else ()
+        self._earlier = dict(zip([name for name, _ in found], copies, strict=True))
 
-    @torch.no_grad()
-    def before(self) -> None:
-        """Measure the gradients, and keep the weights, before the optimizer's step."""
-        if self._counts() != self._signature or self.activations.has_turns:
+    def earlier(self) -> dict[str, Tensor]:
+        """What ``remember`` has kept, by parameter."""
+        return dict(self._earlier) if self._small is None else self._earlier | self._small.earlier()
+
+    def before(self, *, clipped: bool = False) -> None:
+        """Measure the gradients, and keep the weights, before the optimizer's step.
+
+        Args:
+            clipped: Whether the gradients may be changed before the step: what is not finite has to be counted now.
+        """
+        if self.activations.has_turns or self._has_changed():
             self.turns |= self.activations.take_turns()
+            kept = self.earlier()
             self._look()
-        self._pending = []
-        trained = [i for i, t in enumerate(self.tensors) if t.requires_grad]
+            self._earlier = kept
+        self._pending, self._clipped = [], clipped
+        if self._small is not None and self._small.before(self._earlier):
+            self._earlier = {}
+            return
+        with torch.no_grad():
+            self._before()
+
+    def _before(self) -> None:
+        trained = self._trained
         at = [i for i in trained if self.tensors[i].grad is not None]
         gradients = [_values(self.tensors[i].grad) for i in at]
         weights = [_real(self.tensors[i].detach()) for i in trained]
-        self._at, self._weights = trained, list(torch._foreach_neg(weights)) if weights else []
-        self._take(1, trained, _norms(weights))
-        norms = _norms(gradients)
-        self._take(0, at, norms)
-        self._take(3, at, _norms(gradients, 0))  # of the elements that are not zero, as yet
-        # Zero times a number is zero, or NaN, and NaN counts as not zero.
-        self._take(4, at, _norms(list(torch._foreach_mul(gradients, 0.0)) if gradients else [], 0))
+        self._weights = list(torch._foreach_neg(weights)) if weights else []
+        self._take("weight", trained, _norms(weights))
+        self._take("grad", at, _norms(gradients))
+        self._take("zeros", at, _norms(gradients, 0))  # of the elements that are not zero, as yet
+        if self._clipped:
+            self._count_bad(at, gradients)
         self._compare(at)
+
+    def _count_bad(self, at: Sequence[int], gradients: _Tensors) -> None:
+        """Zero times a number is zero, or NaN, which is not."""
+        self._take("bad", at, _norms(list(torch._foreach_mul(gradients, 0.0)) if gradients else [], 0))
 
     def _compare(self, at: list[int]) -> None:
         """Take this gradient's sample with that of the step before: their norms, and that of their difference."""
         both, samples, before = [], [], []
         for i in at:
-            earlier = self.earlier.get(self.parameters[i].name)
+            earlier = self._earlier.get(self.parameters[i].name)
             if earlier is not None and _dense(self.tensors[i]):
                 sample = _sample(self.tensors[i].grad)
-                if sample.shape == earlier.shape:
+                if sample.shape == earlier.shape or sample.numel() == earlier.numel():
                     both.append(i)
                     samples.append(sample)
-                    before.append(earlier.to(sample.device))
-        self.earlier = {}
+                    before.append(earlier.to(sample.device).reshape(sample.shape))
+        self._earlier = {}
         if both:
-            self._take(5, both, _norms(list(torch._foreach_add(samples, before))))
-            self._take(6, both, _norms(samples))
-            self._take(7, both, _norms(before))
+            self._take("dot", both, _norms(list(torch._foreach_sub(samples, before))))
+            self._take("now", both, _norms(samples))
+            self._take("then", both, _norms(before))
 
-    def _take(self, column: int, places: Sequence[int], numbers: _Tensors) -> None:
+    def _take(self, column: str, places: Sequence[int], numbers: _Tensors) -> None:
         self._pending += [(column, place, number) for place, number in zip(places, numbers, strict=True)]
 
-    @torch.no_grad()
     def after(self, step: int, clip_norm: float | None, *, made: bool = True) -> Inspection | None:
         """Measure what the optimizer's step has changed, and read everything.
 
@@ -148,46 +177,71 @@ class Probe:
         Returns:
             The inspection, or None where ``before`` has seen nothing.
         """
-        pending, self._pending = self._pending, []
-        negated, self._weights = self._weights, []
-        if not pending:
+        shares = self.activations.take_shares()
+        if shares:
+            shares = [(name, share) for name, share in shares if not self._is_output(name)]
+        found = None if self._small is None else self._small.after(made=made)
+        if found is not None:
+            table, read = self._spread(found), [float(share) for _, share in shares]  # of the CPU
+        elif self._pending:
+            with torch.no_grad():
+                table, read = self._read_pending([share for _, share in shares], made=made)
+        else:
             return None
-        if made:
-            torch._foreach_add_(negated, [_real(self.tensors[i].detach()) for i in self._at])
-            pending += [(2, i, number) for i, number in zip(self._at, _norms(negated), strict=True)]
-        shares = [(name, share) for name, share in self.activations.take_shares() if not self._is_output(name)]
-        read = _read([number for _, _, number in pending] + [share for _, share in shares])
-        table = [[MISSING] * len(self.parameters) if c < 3 else [0.0] * len(self.parameters) for c in range(8)]
-        for (column, place, _), value in zip(pending, read, strict=False):
-            table[column][place] = value
-        self._finish(table)
-        groups = self._optimizer.param_groups
-        held = [g * g for g, p in zip(table[0], self.parameters, strict=True) if p.group >= 0 and g != MISSING]
         return Inspection(
             step=step,
-            **dict(zip(COLUMNS, table, strict=True)),  # type: ignore[arg-type]  # eight lists of floats
-            rates=[float(group.get("lr", 0.0)) for group in groups],
-            saturated=_means([(name, value) for (name, _), value in zip(shares, read[len(pending) :], strict=True)]),
+            **table,
+            rates=[float(group.get("lr", 0.0)) for group in self._optimizer.param_groups],
+            saturated=_means([(name, value) for (name, _), value in zip(shares, read, strict=True)]) if shares else {},
             clip_norm=clip_norm,
-            total=sum(held) ** 0.5,
+            total=math.sqrt(sum([table["grad"][i] ** 2 for i in self._steered if table["grad"][i] != MISSING])),
         )
 
-    def _is_output(self, name: str) -> bool:
-        """Whether no layer is called after this activation: the model's output may well be sure of itself."""
-        turn = self.turns.get(name)
-        return turn is not None and all(p.turn < turn for p in self.parameters if p.kind not in _RECURRENT)
+    def _blank(self) -> dict[str, list[float]]:
+        count = len(self.parameters)
+        return {c: [MISSING if c in ("grad", "weight", "update") else 0.0] * count for c in COLUMNS}
 
-    def _finish(self, table: list[list[float]]) -> None:
-        """From what the kernels give to what the columns say."""
-        grad, _, _, zeros, _, dot, now, then = table
+    def _spread(self, found: dict[str, list[float]]) -> dict[str, list[float]]:
+        """The numbers of the trainable parameters at their places."""
+        if len(self._trained) == len(self.parameters):
+            return found
+        table = self._blank()
+        for column, values in found.items():
+            for place, value in zip(self._trained, values, strict=True):
+                table[column][place] = value
+        return table
+
+    def _read_pending(self, shares: _Tensors, *, made: bool) -> tuple[dict[str, list[float]], list[float]]:
+        """What the kernels have come to, and the shares: all by one transfer."""
+        pending, self._pending = self._pending, []
+        negated, self._weights = self._weights, []
+        if made:
+            torch._foreach_add_(negated, [_real(self.tensors[i].detach()) for i in self._trained])
+            pending += [("update", i, n) for i, n in zip(self._trained, _norms(negated), strict=True)]
+        read = _read([number for _, _, number in pending] + shares)
+        table = self._blank()
+        for (column, place, _), value in zip(pending, read, strict=False):
+            table[column][place] = value
+        infinite = [i for i, g in enumerate(table["grad"]) if not math.isfinite(g)]
+        if infinite and not self._clipped:
+            self._count_bad(infinite, [_values(self.tensors[i].grad) for i in infinite])
+            for (_, place, number) in self._pending:
+                table["bad"][place] = number.item()
+            self._pending = []
+        grad, zeros, dot, now, then = (table[c] for c in ("grad", "zeros", "dot", "now", "then"))
         for i, parameter in enumerate(self.parameters):
             if grad[i] != MISSING:
                 zeros[i] = parameter.size - zeros[i]
             if then[i]:
                 now[i], then[i] = now[i] ** 2, then[i] ** 2
                 dot[i] = (now[i] + then[i] - dot[i] ** 2) / 2  # |a - b|^2 = |a|^2 + |b|^2 - 2ab
+        return table, read[len(pending) :]
 
-    @torch.no_grad()
+    def _is_output(self, name: str) -> bool:
+        """Whether no layer is called after this activation: the model's output may well be sure of itself."""
+        turn = self.turns.get(name)
+        return turn is not None and all(p.turn < turn for p in self.parameters if p.kind not in _RECURRENT)
+
     def silent(self, inspection: Inspection, quiet: dict[str, Tensor]) -> dict[str, Tensor]:
         """For how many inspections in a row each unit's gradient was zero, where that is so of half the layer.
 
@@ -196,9 +250,9 @@ class Probe:
             quiet: What this returned for the one before.
         """
         found = {}
-        for i, parameter in enumerate(self.parameters):
-            tensor = self.tensors[i]
-            if parameter.units and _dense(tensor) and inspection.zeros[i] >= 0.5 * parameter.size:
+        for i in self._layers:
+            parameter, tensor = self.parameters[i], self.tensors[i]
+            if inspection.zeros[i] >= 0.5 * parameter.size and _dense(tensor):
                 silent = tensor.grad.reshape(parameter.units, -1).eq(0).all(1)  # type: ignore[union-attr]  # _dense has seen it
                 before = quiet.get(parameter.name)
                 if before is None or before.shape != silent.shape:

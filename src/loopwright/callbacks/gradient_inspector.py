@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from loopwright.callback import Callback
 from loopwright.diagnosis import Evidence, Finding, evidence_of, report_of
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.inspection import LayerNumbers, Record, layer_numbers, layers_of
+from loopwright.inspection import MISSING, LayerNumbers, Record, layer_numbers, layers_of
 from loopwright.logger import Histograms
 from loopwright.probe import Probe
 from loopwright.rules import diagnose
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _EARLY = (1, 4, 16)  # steps that are inspected whatever the cadence: what is wrong at the start shows there
 _AT_LEAST = 4  # inspections after the early ones, where the length of the run is known
 _NEVER = 2**62
+
+# Of a layer: the places and the sizes of its parameters, what it is logged as, and the names of its shares.
+_Named: TypeAlias = tuple[list[int], list[int], tuple[str, ...], tuple[str, ...] | None]
 
 logger: logging.Logger = logging.getLogger("loopwright")
 
@@ -45,10 +48,10 @@ class GradientInspector(Callback[Any]):
     """Measures gradients, weights and updates at a cadence, and says in words what is wrong.
 
     It looks at a step's whole gradient, unscaled and before clipping, and at what the optimizer made of it. For each
-    layer it logs ``grad/<layer>/norm``, ``grad/<layer>/zero`` (the share of zeros), ``grad/<layer>/cosine`` (with the
-    gradient of the step before: near 1 where batches agree, near 0 where noise prevails), ``weight/<layer>/norm`` and
-    ``update/<layer>/ratio``, the norm of the change over that of the weights; ``grad/<layer>/nonfinite`` and
-    ``grad/<layer>/dead`` once there is something to say; and ``grad/norm`` and ``update/ratio`` of the model.
+    layer it logs ``grad/<layer>/norm``, ``grad/<layer>/cosine`` (with the gradient of the step before: near 1 where
+    batches agree, near 0 where noise prevails), ``weight/<layer>/norm`` and ``update/<layer>/ratio``, the norm of the
+    change over that of the weights; from the first time on at which they are not zero, the shares ``grad/<layer>/zero``,
+    ``grad/<layer>/nonfinite`` and ``grad/<layer>/dead``; and ``grad/norm`` and ``update/ratio`` of the whole model.
 
     When the fit ends the report goes to the logger ``loopwright``: one line at INFO where all is well, else the findings
     at WARNING. A finding takes three inspections at least. Between inspections it does nothing, and it changes nothing.
@@ -104,7 +107,7 @@ class GradientInspector(Callback[Any]):
         self._earlier: dict[str, Tensor] = {}
         self._turns: dict[str, int] = {}
         self._seen: set[str] = set()  # names that are logged once there is something to say
-        self._named: dict[str, tuple[list[int], list[int], dict[str, str]]] = {}
+        self._named: dict[str, _Named] = {}
         self._cadence = 0
         self._set_next(_NEVER)
 
@@ -191,7 +194,7 @@ class GradientInspector(Callback[Any]):
             return
         self._take(state, probe.after(self._next, state.plan.clip_norm, made=False))  # of an attempt that was skipped
         probe.activations.close()
-        probe.before()
+        probe.before(clipped=state.plan.clip_norm is not None)
 
     def on_step_end(self, state: State) -> None:
         """Measure what the step has changed, and log all of it."""
@@ -220,43 +223,52 @@ class GradientInspector(Callback[Any]):
     def _log(self, state: State, inspection: Inspection) -> None:
         if not self._named:
             self._named = _names(self._record, self.layers)
-        squares = [0.0, 0.0]
-        for i, parameter in enumerate(self._record.parameters):
-            if inspection.update[i] >= 0 and parameter.trainable:
-                squares[0] += inspection.update[i] ** 2
-                squares[1] += inspection.weight[i] ** 2
-        state.log("grad/norm", inspection.total)
-        if squares[1]:
-            state.log("update/ratio", math.sqrt(squares[0] / squares[1]))
-        for places, sizes, names in self._named.values():
+        log = state.log
+        log("grad/norm", inspection.total)
+        changed = weights = 0.0
+        for places, sizes, names, shares in self._named.values():
             numbers = layer_numbers(inspection, places, sizes)
-            if numbers.grad >= 0 or numbers.grad != numbers.grad:
-                state.log(names["norm"], numbers.grad)
-                state.log(names["zero"], numbers.zero)
+            if numbers.update >= 0:
+                changed, weights = changed + numbers.update**2, weights + numbers.weight**2
+            if shares is None:
+                continue
+            if numbers.grad != MISSING:
+                log(names[0], numbers.grad)
             if numbers.cosine == numbers.cosine:
-                state.log(names["cosine"], numbers.cosine)
-            state.log(names["weight"], numbers.weight)
+                log(names[1], numbers.cosine)
+            log(names[2], numbers.weight)
             if (ratio := numbers.ratio) == ratio:
-                state.log(names["ratio"], ratio)
-            if numbers.bad or names["nonfinite"] in self._seen:
-                self._seen.add(names["nonfinite"])
-                state.log(names["nonfinite"], numbers.bad)
-            self._log_dead(state, places, names["dead"])
+                log(names[3], ratio)
+            if numbers.zero or numbers.bad or self._seen:
+                for name, share in zip(shares, (numbers.zero, numbers.bad, self._dead(places)), strict=True):
+                    self._log_when_seen(state, name, share)
+        if weights:
+            log("update/ratio", math.sqrt(changed / weights))
         if self.histograms is not None:
             self._draw(state)
 
-    def _log_dead(self, state: State, places: list[int], name: str) -> None:
+    def _log_when_seen(self, state: State, name: str, share: float) -> None:
+        """Log a share from the first time on at which it is not zero."""
+        if share or name in self._seen:
+            self._seen.add(name)
+            state.log(name, share)
+
+    def _dead(self, places: list[int]) -> float:
+        """The share of a layer's units whose gradient is zero, where it is half of them or more."""
         for i in places:
-            quiet = self._record.quiet.get(self._record.parameters[i].name)
-            if quiet is not None or name in self._seen:
-                self._seen.add(name)
-                state.log(name, 0.0 if quiet is None else (quiet > 0).float().mean())
-                return
+            if (quiet := self._record.quiet.get(self._record.parameters[i].name)) is not None:
+                return float((quiet > 0).float().mean())
+        return 0.0
 
     def _draw(self, state: State) -> None:
         assert self._probe is not None
         assert self.histograms is not None
-        logged = {self._record.parameters[i].name for places, _, _ in self._named.values() for i in places}
+        logged = {
+            self._record.parameters[i].name
+            for places, _, _, shares in self._named.values()
+            if shares is not None
+            for i in places
+        }
         for parameter, tensor in zip(self._probe.parameters, self._probe.tensors, strict=True):
             if parameter.name in logged and tensor.grad is not None:
                 name = _clean(parameter.name)
@@ -272,7 +284,9 @@ class GradientInspector(Callback[Any]):
         """Say what the gradients tell."""
         evidence = self._evidence()
         findings = diagnose(evidence)
-        logger.log(logging.WARNING if findings else logging.INFO, "%s", report_of(evidence, findings))
+        level = logging.WARNING if findings else logging.INFO
+        if logger.isEnabledFor(level):
+            logger.log(level, "%s", report_of(evidence, findings))
 
     def on_exception(self, state: State, error: BaseException) -> None:
         """Say what the gradients tell, where a value that is not finite has ended the run, or somebody has."""
@@ -290,7 +304,7 @@ class GradientInspector(Callback[Any]):
         """Take the hooks off the model, and let go of it."""
         self._fitting = False
         if self._probe is not None:
-            self._earlier, self._turns = self._probe.earlier, self._probe.turns
+            self._earlier, self._turns = self._probe.earlier(), self._probe.turns
             self._probe.close()
             self._probe = None
 
@@ -300,7 +314,7 @@ class GradientInspector(Callback[Any]):
         return {
             "record": dict(self._record.state_dict()),
             "next": self._next,
-            "earlier": dict(self._earlier if probe is None else probe.earlier),
+            "earlier": dict(self._earlier) if probe is None else probe.earlier(),
             "turns": dict(self._turns if probe is None else probe.turns),
             "seen": sorted(self._seen),
             "died": self._died,
@@ -335,21 +349,22 @@ def _clean(name: str) -> str:
     return kept if len(kept) <= 150 else f"{kept[:70]}...{kept[-70:]}"
 
 
-def _names(record: Record, most: int) -> dict[str, tuple[list[int], list[int], dict[str, str]]]:
-    """For each layer that is logged: the places and sizes of its parameters, and the names of its metrics."""
-    layers = [(la, at) for la, at in layers_of(record.parameters).items() if any(record.parameters[i].trainable for i in at)]
-    if len(layers) > most:
-        last = len(layers) - 1
-        layers = [layers[round(k * last / max(1, most - 1))] for k in range(most)]
-    named: dict[str, tuple[list[int], list[int], dict[str, str]]] = {}
+def _names(record: Record, most: int) -> dict[str, _Named]:
+    """For each layer that learns: its parameters, and what it is logged as, where it is."""
+    parameters = record.parameters
+    layers = {la: at for la, at in layers_of(parameters).items() if any(parameters[i].trainable for i in at)}
+    spread = max(1, min(most, len(layers)) - 1)
+    logged = {list(layers)[round(k * (len(layers) - 1) / spread)] for k in range(min(most, len(layers)))}
+    named: dict[str, _Named] = {}
     taken: set[str] = set()
-    for layer, places in layers:
+    for layer, places in layers.items():
         name = base = _clean(layer)
         number = 2
         while name in taken:
             name, number = f"{base}-{number}", number + 1
         taken.add(name)
-        names = {key: f"grad/{name}/{key}" for key in ("norm", "zero", "cosine", "nonfinite", "dead")}
-        names |= {"weight": f"weight/{name}/norm", "ratio": f"update/{name}/ratio"}
-        named[layer] = places, [record.parameters[i].size for i in places], names
+        sizes = [parameters[i].size for i in places]
+        names = (f"grad/{name}/norm", f"grad/{name}/cosine", f"weight/{name}/norm", f"update/{name}/ratio")
+        shares = f"grad/{name}/zero", f"grad/{name}/nonfinite", f"grad/{name}/dead"
+        named[layer] = places, sizes, names, shares if layer in logged else None
     return named
