@@ -26,7 +26,7 @@ class Parameter:
         layer: The name of the layer that holds it.
         kind: The class of that layer.
         size: The number of its elements; a complex one counts for two.
-        units: Along its first dimension, where that is what the layer puts out; else 0.
+        units: How many its layer puts out, where it is the bias that they add, or the weight where there is none; else 0.
         matrix: Whether it has two dimensions or more.
         trainable: Whether it requires a gradient.
         group: Its parameter group in the optimizer, or -1.

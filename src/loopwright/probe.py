@@ -65,7 +65,8 @@ class Probe:
                 continue
             layer, _, own = name.rpartition(".")
             module = modules[layer]
-            unit = own == "weight" and isinstance(module, _UNITS) and tensor.ndim > 1
+            # A unit that is off passes nothing to its bias; to its weights, its inputs may be what is zero.
+            unit = isinstance(module, _UNITS) and own == ("weight" if module.bias is None else "bias")
             parameter = Parameter(
                 name=name,
                 layer=layer or root,
@@ -177,17 +178,17 @@ class Probe:
         Returns:
             The inspection, or None where ``before`` has seen nothing.
         """
+        if not (self._pending or (self._small is not None and self._small.pending)):
+            return None
         shares = self.activations.take_shares()
         if shares:
             shares = [(name, share) for name, share in shares if not self._is_output(name)]
         found = None if self._small is None else self._small.after(made=made)
         if found is not None:
             table, read = self._spread(found), [float(share) for _, share in shares]  # of the CPU
-        elif self._pending:
+        else:
             with torch.no_grad():
                 table, read = self._read_pending([share for _, share in shares], made=made)
-        else:
-            return None
         return Inspection(
             step=step,
             **table,

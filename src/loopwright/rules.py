@@ -21,6 +21,7 @@ DECADES = 3.0  # by which gradients differ from the first layer to the last
 ALIGNED = 0.8  # correlation of log norm and depth
 DEEP = 4  # layers that are needed to speak of depth
 LARGE, SMALL = 1e-1, 1e-6  # update ratios; the rule of thumb is 1e-3
+AT_FIRST = 2.0  # the same within the first three inspections, for half of the layers
 SPIKE = 10.0  # times the median of the five norms before
 CLIPPED, CLIPPED_BY = 0.9, 3.0  # share of the inspections, and norm over the limit
 UNDERFLOW = 1e-25  # norms below this have neighbours that float32 cannot hold
@@ -69,7 +70,7 @@ def frozen(evidence: Evidence) -> Iterator[Finding]:
             f"{layers[0].kind} is in eval mode, and its running statistics have never seen a batch",
             "model.eval() reached it, and nothing put it back; its mean 0 and variance 1 are no statistics of the data",
             "model.train() before the fit, or load the statistics that it is to keep",
-            layers=len(layers),
+            count=len(layers),
         )
 
 
@@ -110,7 +111,7 @@ def not_moving(evidence: Evidence) -> Iterator[Finding]:
         rates = [one.rates[group] for one in evidence.recent if group < len(one.rates)]
         still = [n.grad > 0 and n.update == 0 and n.weight > 0 for n in layer.recent]
         never = all(n.update <= 0 for n in layer.numbers)  # a run that has converged did move
-        if evidence.persists(still) and (never or max(rates[-3:], default=1.0) == 0):
+        if (never and evidence.persists(still)) or (len(still) >= 3 and all(still[-3:]) and max(rates[-3:]) == 0):
             found[layer.name] = rates[-1] if rates else math.nan
     if found:
         rate = next(iter(found.values()))
@@ -126,7 +127,7 @@ def not_moving(evidence: Evidence) -> Iterator[Finding]:
             if zero
             else "a larger learning rate, or weights in float32 with precision='bf16' in place of bfloat16 weights",
             rate=rate,
-            layers=len(found),
+            count=len(found),
         )
 
 
@@ -140,7 +141,8 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
     if min(n.grad for la in evidence.layers for n in la.recent[-1:] if n.grad > 0) < UNDERFLOW:
         silent = []  # it has become too small for its format on the way, which is another fault
     partly = [la for la in found if la not in silent]
-    for layers in ([silent[-1]] if silent else [], partly):
+    # Behind a layer that says the same to every input, units are on or off for all inputs too.
+    for layers in ([silent[-1]],) if silent else (partly,):
         if not layers:
             continue
         whole = layers is not partly
@@ -194,7 +196,7 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
                 "each layer passes on more than it gets: weights too large at the start",
                 "initialise by He's or Glorot's rule, and put normalisations or residual connections between",
                 decades=decades,
-                layers=len(layers),
+                depth=len(layers),
             )
             return
 
@@ -215,7 +217,7 @@ def vanishing(evidence: Evidence) -> Iterator[Finding]:
             "each layer passes on only a part of what it gets: sigmoid or tanh in depth, or weights too small at the start",
             "ReLU or GELU with He's initialisation, residual connections, or normalisations between the layers",
             decades=decades,
-            layers=len(layers),
+            depth=len(layers),
         )
 
 
@@ -246,12 +248,18 @@ def spikes(evidence: Evidence) -> Iterator[Finding]:
 
 
 def too_large(evidence: Evidence) -> Iterator[Finding]:
-    """Each step changes a layer by more than a tenth of itself."""
+    """Each step changes a layer by more than a tenth of itself, or a first one half of the layers by twice themselves."""
     ratios = {
         la.name: statistics.median([n.ratio for n in la.recent if not math.isnan(n.ratio)] or [0.0])
         for la in evidence.layers
         if la.held and evidence.persists(n.ratio > LARGE for n in la.recent)
     }
+    # Later the weights have grown so that the ratio looks usual. A layer alone may begin near zero on purpose.
+    mixing = [la for la in evidence.layers if la.held and la.matrix and la.size >= 16]
+    first = {la.name: max([n.ratio for n in la.numbers[:3] if not math.isnan(n.ratio)] or [0.0]) for la in mixing}
+    thrown = {name: ratio for name, ratio in first.items() if ratio > AT_FIRST}
+    if not ratios and thrown and 2 * len(thrown) >= len(mixing):
+        ratios = thrown
     if ratios:
         names = sorted(ratios, key=lambda name: -ratios[name])
         yield _finding(
@@ -351,16 +359,16 @@ RULES: tuple[Rule, ...] = (
     Rule("frozen", frozen, "half of what the optimizer holds: our choice"),
     Rule("no gradient", unused, _FACT),
     Rule("not moving", not_moving, _FACT),
+    Rule("exploding", exploding, "Pascanu et al. 2013, arXiv:1211.5063; three decades: our choice", ("saturated",)),
+    Rule("updates too large", too_large, "Karpathy's CS231n notes: about 1e-3; two decades above", ("exploding",)),
     Rule("dead units", dead, "Lu et al. 2019, arXiv:1903.06733; half of a layer: our choice"),
     Rule("saturated", saturated, "Glorot and Bengio 2010; a slope under 5 % in half of the outputs: our choice"),
-    Rule("exploding", exploding, "Pascanu et al. 2013, arXiv:1211.5063; three decades: our choice", ("saturated",)),
     Rule(
         "vanishing",
         vanishing,
         "Hochreiter 1991; Glorot and Bengio 2010; three decades: our choice",
         ("dead units", "saturated"),
     ),
-    Rule("updates too large", too_large, "Karpathy's CS231n notes: about 1e-3; two decades above", ("exploding",)),
     Rule("spikes", spikes, "ten times the median before: our choice", ("exploding", "updates too large")),
     Rule("not finite", not_finite, _FACT, ("exploding", "updates too large")),
     Rule(

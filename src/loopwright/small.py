@@ -88,8 +88,13 @@ class Small:
         )
         return True
 
+    @property
+    def pending(self) -> bool:
+        """Whether ``before`` has taken something that ``after`` has not read."""
+        return self._before is not None
+
     def after(self, *, made: bool) -> _Columns | None:
-        """The columns of an inspection; None where ``before`` has taken nothing."""
+        """The columns of an inspection; None where nothing is pending."""
         if self._before is None:
             return None
         before, self._before = self._before.view(3, -1), None
