@@ -1,10 +1,7 @@
 """What GradientInspector costs at its default cadence, on models so small that it shows and on a million parameters.
 
 Each case is trained by hand, by the trainer alone ("bare") and by the trainer with a GradientInspector ("inspected").
-These take turns, in an order that is reversed every round, and all have to come to the bits of the loop by hand. The
-share is that of the inspected run's time over the bare one's of the same round. "In full" is what the fit as a whole
-takes longer, with the inspections of the first steps and the report at the end; "a step" is what stays in a long run: all
-but the first 16 steps and the end.
+These take turns, in an order that is reversed every round, and all have to come to the bits of the loop by hand.
 
 $ python benchmarks/inspector.py --json inspector.json --markdown inspector.md
 """
@@ -69,9 +66,7 @@ CASES = (
 
 def inspected(problem: Problem, case: Case) -> Callable[[], object]:
     """The trainer with an inspector as it comes."""
-    trainer = Trainer(
-        problem.model, problem.optimizer, problem.loss, callbacks=[GradientInspector()], device="cpu"
-    )
+    trainer = Trainer(problem.model, problem.optimizer, problem.loss, callbacks=[GradientInspector()], device="cpu")
     return partial(trainer.fit, problem.data, epochs=case.epochs)
 
 
@@ -96,19 +91,14 @@ def report(case: Case, times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 def as_table(reports: Iterable[Mapping[str, Any]]) -> Table:
     """The reports as rows of cells."""
-    rows = [["case", "steps", "by hand, us a step", "bare, us a step", "added, us a step", "added, % of bare", "of by hand"]]
+    rows = [
+        ["case", "steps", "by hand, us a step", "bare, us a step", "added, us a step", "added, % of bare", "of by hand"]
+    ]
     for found in reports:
-        rows.append(
-            [
-                found["case"],
-                str(found["steps"]),
-                Spread(**found["by_hand_us_per_step"]).text(1),
-                Spread(**found["bare_us_per_step"]).text(1),
-                Spread(**found["added_us_per_step"]).text(2),
-                Spread(**found["added_percent_of_bare"]).text(2),
-                Spread(**found["added_percent_of_by_hand"]).text(2),
-            ]
-        )
+        columns = ("by_hand_us_per_step", "bare_us_per_step", "added_us_per_step")
+        shares = ("added_percent_of_bare", "added_percent_of_by_hand")
+        spreads = [Spread(**found[name]).text(1) for name in columns] + [Spread(**found[n]).text(2) for n in shares]
+        rows += [[found["case"], str(found["steps"]), *spreads]]
     return rows
 
 

@@ -70,12 +70,19 @@ def mlp(
 class Residual(nn.Module):
     """Blocks of ``x + scale * f(x)`` at standard initialisation."""
 
-    def __init__(self, blocks: int = 8, width: int = 32, scale: float = 1.0, *, norm: bool = True, out: int = 1) -> None:
+    def __init__(
+        self, blocks: int = 8, width: int = 32, scale: float = 1.0, *, norm: bool = True, out: int = 1
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.first = nn.Linear(16, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width) if norm else nn.Identity(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+            nn.Sequential(
+                nn.LayerNorm(width) if norm else nn.Identity(),
+                nn.Linear(width, width),
+                nn.ReLU(),
+                nn.Linear(width, width),
+            )
             for _ in range(blocks)
         )
         self.last = nn.Linear(width, out)
@@ -91,7 +98,14 @@ class Residual(nn.Module):
         return out
 
 
-def cnn(*, batch_norm: bool = True, act: Callable[[], nn.Module] = nn.ReLU, depth: int = 3, out: int = 4, gain: float | None = None) -> nn.Sequential:
+def cnn(
+    *,
+    batch_norm: bool = True,
+    act: Callable[[], nn.Module] = nn.ReLU,
+    depth: int = 3,
+    out: int = 4,
+    gain: float | None = None,
+) -> nn.Sequential:
     """Convolutions of 8 channels, a mean over the picture, and a linear layer."""
     layers: list[nn.Module] = []
     for i in range(depth):
@@ -99,13 +113,15 @@ def cnn(*, batch_norm: bool = True, act: Callable[[], nn.Module] = nn.ReLU, dept
         if gain is not None:
             nn.init.normal_(conv.weight, std=gain / math.sqrt(conv.weight[0].numel()))
         layers += [conv, *([nn.BatchNorm2d(8)] if batch_norm else []), act()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1 if batch_norm else 2), nn.Flatten(), nn.Linear(8 if batch_norm else 32, out))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1 if batch_norm else 2), nn.Flatten(), nn.Linear(8 if batch_norm else 32, out)
+    )
 
 
 class Recurrent(nn.Module):
     """A recurrent layer over a series, and a linear layer on its last state."""
 
-    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM, width: int = 16) -> None:
+    def __init__(self, kind: type[nn.RNN | nn.LSTM | nn.GRU] = nn.LSTM, width: int = 16) -> None:
         super().__init__()
         self.rnn = kind(3, width, batch_first=True)
         self.head = nn.Linear(width, 1)
@@ -124,13 +140,14 @@ class Attention(nn.Module):
         self.embedding = nn.Embedding(30, width)
         self.position = nn.Parameter(0.02 * torch.randn(10, width))
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 2, 32, dropout, batch_first=True, norm_first=norm_first) for _ in range(layers)
+            nn.TransformerEncoderLayer(width, 2, 32, dropout, batch_first=True, norm_first=norm_first)
+            for _ in range(layers)
         )
         self.head = nn.Linear(width, 2)
         self.no_grad = False
 
     def encode(self, x: Tensor) -> Tensor:
-        h = self.embedding(x) + self.position
+        h: Tensor = self.embedding(x) + self.position
         for layer in self.layers:
             h = layer(h)
         return h

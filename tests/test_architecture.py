@@ -51,6 +51,8 @@ FLOORS = {
         "loopwright.probe",
         "loopwright.result",
         "loopwright.rules",
+        "loopwright.rules_of_setup",
+        "loopwright.rules_of_size",
         "loopwright.run",
         "loopwright.saver",
         "loopwright.settings",

@@ -38,7 +38,10 @@ BUILT_IN: dict[str, Make] = {
 
 
 def test_the_contract_test_covers_every_public_callback() -> None:
-    names = set(loopwright.callbacks.__all__) - {Logger.__name__, Finding.__name__}  # the abstract base, and what one of them finds
+    names = set(loopwright.callbacks.__all__) - {
+        Logger.__name__,
+        Finding.__name__,
+    }  # the abstract base, and what one of them finds
     assert names == set(BUILT_IN)
 
 

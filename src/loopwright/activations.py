@@ -27,7 +27,9 @@ class Activations:
         self._handles: list[RemovableHandle] = []
         self._shares: list[tuple[str, Tensor]] = []
         self._turns: dict[str, int] = {}
-        self._bounded = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Tanh, nn.Sigmoid, nn.RNNBase))]
+        self._bounded = [
+            (name, m) for name, m in model.named_modules() if isinstance(m, (nn.Tanh, nn.Sigmoid, nn.RNNBase))
+        ]
 
     @property
     def wanted(self) -> bool:

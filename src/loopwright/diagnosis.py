@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from loopwright.inspection import MISSING, Inspection, LayerNumbers, Parameter, Record, layer_numbers, layers_of
 
+MODEL = "the model"  # the layer of a finding that is about all of them
 _RECENT = 8  # the newest inspections, in which a fault has to persist
 
 
@@ -34,7 +35,12 @@ class Finding:
     others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.rule} in {self.layer}: {self.seen}\n  likely cause: {self.cause}\n  first remedy: {self.remedy}"
+        return f"{self.head}: {self.seen}\n  likely cause: {self.cause}\n  first remedy: {self.remedy}"
+
+    @property
+    def head(self) -> str:
+        """The rule and the layer."""
+        return f"{self.rule} in {self.layer if self.layer == MODEL else f'layer {self.layer}'}"
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class Layer:
         kind: Its class.
         parameters: Its parameters.
         numbers: What was measured, inspection by inspection.
-        signal: The mean size of a gradient element of its vectors (biases), or ``MISSING``: how strong the error is that
-            arrives here, whatever the layer's inputs.
+        signal: The mean size of a gradient element of its vectors (biases), or ``MISSING``: how strong the error is
+            that arrives here, whatever the layer's inputs.
         dead: The share of its units whose gradient was zero in each of the last three inspections.
     """
 
@@ -158,3 +164,15 @@ def report_of(evidence: Evidence, findings: Sequence[Finding]) -> str:
     between = f"; update ratios {min(ratios):.1g} to {max(ratios):.1g}" if ratios else ""
     word = "healthy" if judged else "nothing wrong, though fewer than three inspections say little"
     return f"gradients, {steps}: {word}, {len(evidence.layers)} layers{between}"
+
+
+def finding_of(rule: str, layers: Sequence[str], seen: str, cause: str, remedy: str, **evidence: float) -> Finding:
+    """A finding about these layers, of which the first tells most."""
+    first, *others = layers
+    more = f" (and in {listed(others)})" if others else ""
+    return Finding(rule, first, seen + more, cause, remedy, evidence, tuple(others))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many there are more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

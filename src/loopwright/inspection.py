@@ -26,7 +26,7 @@ class Parameter:
         layer: The name of the layer that holds it.
         kind: The class of that layer.
         size: The number of its elements; a complex one counts for two.
-        units: How many its layer puts out, where it is the bias that they add, or the weight where there is none; else 0.
+        units: How many its layer puts out, where it is that layer's bias, or the weight of one without; else 0.
         matrix: Whether it has two dimensions or more.
         trainable: Whether it requires a gradient.
         group: Its parameter group in the optimizer, or -1.
@@ -171,7 +171,7 @@ class Record:
         rows = [[getattr(one, column) for column in COLUMNS] for one in self.inspections]
         shape = len(rows), len(COLUMNS), len(self.parameters)
         return {
-            "parameters": [_Parameter(**asdict(p)) for p in self.parameters],
+            "parameters": [_Parameter(**asdict(p)) for p in self.parameters],  # type: ignore[typeddict-item]  # its very fields
             "numbers": torch.tensor(rows, dtype=torch.float64).reshape(shape),
             "rest": [
                 {
@@ -212,10 +212,8 @@ class Record:
 def _moved(one: Inspection, places: list[int]) -> Inspection:
     """The inspection with its numbers taken from these places; -1 is for what it knows nothing of."""
     blank = {"grad": MISSING, "weight": MISSING, "update": MISSING}
-    columns = {
-        name: [getattr(one, name)[i] if i >= 0 else blank.get(name, 0.0) for i in places] for name in COLUMNS
-    }
-    return replace(one, **columns)
+    columns = {name: [getattr(one, name)[i] if i >= 0 else blank.get(name, 0.0) for i in places] for name in COLUMNS}
+    return replace(one, **columns)  # type: ignore[arg-type]  # the columns are lists of floats
 
 
 @dataclass(slots=True)

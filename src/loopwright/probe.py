@@ -191,7 +191,7 @@ class Probe:
                 table, read = self._read_pending([share for _, share in shares], made=made)
         return Inspection(
             step=step,
-            **table,
+            **table,  # type: ignore[arg-type]  # eight lists of floats
             rates=[float(group.get("lr", 0.0)) for group in self._optimizer.param_groups],
             saturated=_means([(name, value) for (name, _), value in zip(shares, read, strict=True)]) if shares else {},
             clip_norm=clip_norm,
@@ -226,7 +226,7 @@ class Probe:
         infinite = [i for i, g in enumerate(table["grad"]) if not math.isfinite(g)]
         if infinite and not self._clipped:
             self._count_bad(infinite, [_values(self.tensors[i].grad) for i in infinite])
-            for (_, place, number) in self._pending:
+            for _, place, number in self._pending:
                 table["bad"][place] = number.item()
             self._pending = []
         grad, zeros, dot, now, then = (table[c] for c in ("grad", "zeros", "dot", "now", "then"))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
 from loopwright.inspection import MISSING, Parameter
 
 _SMALL = 2**14  # elements in all
 _COUNTED = 2**10  # elements that are counted in python, which is quicker than a call that torch has not made lately
 
+_flatten: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors  # in one call
 _Columns: TypeAlias = dict[str, list[float]]
 
 
@@ -83,9 +83,7 @@ class Small:
                 held = None
         # Where gradients are cleared by filling them with zeros, those of the step before are gone.
         self._alone = held is None or any(map(_same, gradients, held))
-        self._before = _flatten_dense_tensors(
-            [*gradients, *(gradients if held is None or self._alone else held), *self._current()]
-        )
+        self._before = _flatten([*gradients, *(gradients if held is None or self._alone else held), *self._current()])
         return True
 
     @property
@@ -98,7 +96,7 @@ class Small:
         if self._before is None:
             return None
         before, self._before = self._before.view(3, -1), None
-        changed = _flatten_dense_tensors(self._current()) - before[2]
+        changed = _flatten(self._current()) - before[2]
         rows = torch.cat((before.view(-1), changed)).view(4, -1)
         products = (rows[:, None] * rows).view(16, -1) @ self._belongs
         sums: list[list[float]] = products.tolist()
@@ -108,7 +106,7 @@ class Small:
         bad = blank
         if not math.isfinite(sum(grad) + sum(then) + sum(weight) + sum(update)):
             # One product with NaN is NaN in every sum: each parameter for itself, and in a wider format.
-            own = rows.double().split(self._sizes, 1)
+            own = torch.split(rows.double(), self._sizes, 1)
             grad, then, weight, update = ([float(r[k].square().sum()) for r in own] for k in range(4))
             dot = [float(r[0].dot(r[1])) for r in own]
             bad = [float((~r[0].isfinite()).sum()) for r in own]
@@ -125,7 +123,7 @@ class Small:
 
     def _zeros(self, gradient: Tensor) -> list[float]:
         if self._size > _COUNTED:
-            return ((gradient == 0).to(gradient.dtype) @ self._belongs).tolist()  # type: ignore[no-any-return]  # of a vector
+            return ((gradient == 0).to(gradient.dtype) @ self._belongs).tolist()
         values, found, start = gradient.tolist(), [], 0
         if not values.count(0.0):
             return [0.0] * len(self._sizes)
