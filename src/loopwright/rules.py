@@ -48,7 +48,7 @@ RULES: tuple[Rule, ...] = (
     Rule("frozen", frozen, "half of what the optimizer holds: our choice"),
     Rule("no gradient", unused, _FACT),
     Rule("not moving", not_moving, _FACT),
-    Rule("exploding", exploding, "Pascanu et al. 2013, arXiv:1211.5063; three decades: our choice", ("saturated",)),
+    Rule("exploding", exploding, "Pascanu et al. 2013, arXiv:1211.5063; 2.5 decades: our choice", ("saturated",)),
     Rule("updates too large", too_large, "Karpathy's CS231n notes: about 1e-3; two decades above", ("exploding",)),
     Rule("saturated", saturated, "Glorot and Bengio 2010; a slope under 5 % in half of the outputs: our choice"),
     Rule("vanishing", vanishing, "Hochreiter 1991; Glorot and Bengio 2010; three decades: our choice", ("saturated",)),

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from loopwright.diagnosis import MODEL, Evidence, Finding, Layer, finding_of
 
-DECADES = 3.0  # by which gradients differ from the first layer to the last
+DECADES = 3.0  # by which gradients fall from the last layer to the first
+GROWTH, GROWING = 2.5, 2.0  # decades by which they grow, at the first inspection and at later ones
 ALIGNED = 0.8  # correlation of log norm and depth
 DEEP = 4  # layers that are needed to speak of depth
 LARGE, SMALL = 1e-1, 1e-6  # update ratios; the rule of thumb is 1e-3
@@ -29,7 +30,7 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
     for series in ([[n.grad for n in la.numbers] for la in layers], [list(la.signal) for la in layers]):
         growth = [-_trend([row[t] for row in series]) for t in range(len(evidence.inspections))]
         # Training makes up for some of it, so that less will do later on.
-        if growth and growth[0] >= DECADES and evidence.persists(g >= DECADES - 1 for g in growth[-8:]):
+        if growth and growth[0] >= GROWTH and evidence.persists(g >= GROWING for g in growth[-8:]):
             decades = statistics.median(growth[-8:])
             yield finding_of(
                 "exploding",
