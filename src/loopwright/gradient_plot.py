@@ -43,8 +43,8 @@ def draw(evidence: Evidence, findings: Sequence[Finding], path: str | os.PathLik
         raise ConfigError(
             "the gradients cannot be drawn: matplotlib is not installed", fix='pip install "loopwright[plot]"'
         ) from error
-    layers = [la for la in evidence.layers if any(n.grad >= 0 for n in la.numbers)]
-    if not layers:
+    layers = [la for la in evidence.layers if any(p.trainable or p.group >= 0 for p in la.parameters)]
+    if not layers or not evidence.inspections:
         raise ConfigError(
             "there are no gradients to draw",
             why="no step was inspected, or nothing in the model got a gradient",
@@ -61,8 +61,9 @@ def draw(evidence: Evidence, findings: Sequence[Finding], path: str | os.PathLik
         )
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     wrong = {name for finding in findings for name in (finding.layer, *finding.others)}
+    grows = any(finding.rule == "exploding" for finding in findings)
     left, right = figure.subplots(1, 2, width_ratios=[1.1, 1.0])
-    _flow(left, layers, [one.step for one in evidence.inspections], wrong, colormaps["Blues"])
+    _flow(left, layers, [one.step for one in evidence.inspections], wrong, colormaps["Blues"], grows=grows)
     _ratios(right, layers, [one.step for one in evidence.inspections], wrong, colormaps["viridis"])
     figure.supxlabel(said, x=0.01, ha="left", fontsize=9, color=_WRONG if findings else "#3f9b57", parse_math=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,9 @@ def _said(findings: Sequence[Finding]) -> str:
     return "\n".join([line for found in lines for line in found] + more)
 
 
-def _flow(ax: Axes, layers: Sequence[Layer], steps: Sequence[int], wrong: set[str], colors: Colormap) -> None:
+def _flow(
+    ax: Axes, layers: Sequence[Layer], steps: Sequence[int], wrong: set[str], colors: Colormap, *, grows: bool
+) -> None:
     """The gradient's norm by depth, a line for each of some inspections, the newest the darkest."""
     count = len(steps)
     drawn = sorted({round(k * (count - 1) / max(1, _LINES - 1)) for k in range(_LINES)})
@@ -90,7 +93,18 @@ def _flow(ax: Axes, layers: Sequence[Layer], steps: Sequence[int], wrong: set[st
         ax.plot(places, norms, "o-", color=color, markersize=4.0, linewidth=1.5, label=f"step {steps[t]}")
     if none:
         height = [0.02] * len(none)
-        ax.plot(sorted(none), height, "x", color=_WRONG, transform=ax.get_xaxis_transform(), label="none, or zero")
+        ax.plot(
+            sorted(none),
+            height,
+            "x",
+            color=_WRONG,
+            transform=ax.get_xaxis_transform(),
+            label="none, zero or not finite",
+        )
+    arriving = [_positive(la.signal[0]) for la in layers]
+    if grows and sum(not math.isnan(size) for size in arriving) > 1:
+        label = f"one bias's share, step {steps[0]}"
+        ax.plot(places, arriving, "s:", color=_WRONG, markersize=3.5, linewidth=1.5, label=label)
     for i, layer in enumerate(layers):
         if layer.name in wrong:
             ax.axvspan(i - 0.4, i + 0.4, color=_WRONG, alpha=0.08, linewidth=0)
@@ -119,6 +133,11 @@ def _ratios(ax: Axes, layers: Sequence[Layer], steps: Sequence[int], wrong: set[
         named = f"layer {_short(layer.name)}" if i in (0, len(layers) - 1) or (bad and len(wrong) <= 3) else None
         width = 2.0 if bad else 1.3
         ax.plot(steps, own, "o-", color=color, markersize=3.0, linewidth=width, label=named, alpha=0.9)
+    still = [t for i, t in enumerate(steps) if any(la.numbers[i].update == 0 for la in layers)]
+    if still:
+        foot = ax.get_xaxis_transform()
+        ax.plot(still, [0.02] * len(still), "x", color=_WRONG, transform=foot, label="a layer did not move")
+    ax.set_xlim(steps[0] - 0.03 * (steps[-1] - steps[0] + 1), steps[-1] + 0.03 * (steps[-1] - steps[0] + 1))
     ax.set_yscale("log")
     if ratios and max(ratios) > LARGE:
         ax.axhline(LARGE, color=_WRONG, linewidth=1.0, linestyle=":")

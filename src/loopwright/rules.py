@@ -1,8 +1,8 @@
 """The rules by which inspections are judged, in the order of the report, and where each comes from.
 
-A rule is a function from the evidence to findings. To add one, write it in ``rules_of_setup`` or ``rules_of_size``, with
-its limits at the top there, and name it in ``RULES``: ``unless`` names the rules whose findings explain what this one
-would say.
+A rule is a function from the evidence to findings. To add one, write it in ``rules_of_setup`` or ``rules_of_size``,
+with its limits at the top there, and name it in ``RULES``: ``unless`` names the rules whose findings explain what this
+one would say.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ ALIGNED = 0.8  # correlation of log norm and depth
 DEEP = 4  # layers that are needed to speak of depth
 LARGE, SMALL = 1e-1, 1e-6  # update ratios; the rule of thumb is 1e-3
 AT_FIRST = 2.0  # the same within the first three inspections, for half of the layers
+EARLY = 10  # steps before which a large update may still be the way to small ones
 SATURATED = 0.5  # share of an activation's outputs
 DEAD = 0.5  # share of a layer's units
 UNDERFLOW = 1e-25  # norms below this have neighbours that float32 cannot hold
@@ -27,7 +28,12 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
     layers = _deep(evidence)
     if len(layers) < DEEP:
         return
-    for series in ([[n.grad for n in la.numbers] for la in layers], [list(la.signal) for la in layers]):
+    # With weights too large, inputs grow as the error shrinks, and only the biases' gradient shows the error alone.
+    kinds = {
+        "gradient": [[n.grad for n in la.numbers] for la in layers],
+        "biases' gradient": [la.signal for la in layers],
+    }
+    for what, series in kinds.items():
         growth = [-_trend([row[t] for row in series]) for t in range(len(evidence.inspections))]
         # Training makes up for some of it, so that less will do later on.
         if growth and growth[0] >= GROWTH and evidence.persists(g >= GROWING for g in growth[-8:]):
@@ -35,7 +41,7 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
             yield finding_of(
                 "exploding",
                 [layers[0].name],
-                f"from {layers[-1].name} back to {layers[0].name} the gradient grows by a factor of 10^{decades:.1f}",
+                f"from {layers[-1].name} back to {layers[0].name} the {what} grows by a factor of 10^{decades:.1f}",
                 "each layer passes on more than it gets: weights too large at the start",
                 "initialise by He's or Glorot's rule, and put normalisations or residual connections between",
                 decades=decades,
@@ -46,6 +52,8 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
 
 def too_large(evidence: Evidence) -> Iterator[Finding]:
     """Each step changes a layer by more than a tenth of itself, or a first one half of the layers by far more."""
+    if not evidence.died and (not evidence.inspections or evidence.inspections[-1].step < EARLY):
+        return
     ratios = {
         la.name: statistics.median([n.ratio for n in la.recent if not math.isnan(n.ratio)] or [0.0])
         for la in evidence.layers

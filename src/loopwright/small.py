@@ -77,8 +77,8 @@ class Small:
         self._held = None
         if gradients is None:
             return False
-        if held is None and list(earlier) == self._names:
-            held = [value.to(g) for value, g in zip(earlier.values(), gradients, strict=True)]
+        if held is None and earlier.keys() == set(self._names):
+            held = [earlier[name].to(g) for name, g in zip(self._names, gradients, strict=True)]
             if any(a.shape != b.shape for a, b in zip(gradients, held, strict=True)):
                 held = None
         # Where gradients are cleared by filling them with zeros, those of the step before are gone.

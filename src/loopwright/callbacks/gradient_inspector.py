@@ -37,7 +37,7 @@ logger: logging.Logger = logging.getLogger("loopwright")
 
 class _Saved(TypedDict):
     record: dict[str, Any]
-    next: Count
+    chosen: Count
     earlier: dict[str, Tensor]
     turns: dict[str, Count]
     seen: list[str]
@@ -110,7 +110,7 @@ class GradientInspector(Callback[Any]):
         self._turns: dict[str, int] = {}
         self._seen: set[str] = set()  # names that are logged once there is something to say
         self._named: dict[str, _Named] = {}
-        self._cadence = 0
+        self._cadence = self._chosen = 0
         self._set_next(_NEVER)
 
     def _set_next(self, step: int) -> None:
@@ -159,25 +159,24 @@ class GradientInspector(Callback[Any]):
 
     def on_fit_start(self, state: State) -> None:
         """Begin afresh in a fresh run, and find the first step to inspect."""
-        pending = self._next
         if state.progress.fresh:
             self._forget()
-            pending = _NEVER
         self._died, self._fitting = False, True
         self._cadence = _cadence(self.every, state.plan)
         self._set_next(self._due_after(state.progress.step))
-        if state.progress.step < pending < self._next:  # chosen when its epoch began
-            self._set_next(pending)
 
     def _due_after(self, step: int) -> int:
-        early = next((s for s in _EARLY if s > step), _NEVER)
-        return min(early, (step // self._cadence + 1) * self._cadence) if self._cadence else early
+        due = next((s for s in _EARLY if s > step), _NEVER)
+        if self._cadence:
+            due = min(due, (step // self._cadence + 1) * self._cadence)
+        return min(due, self._chosen) if self._chosen > step else due
 
     def on_epoch_start(self, state: State) -> None:
         """Choose the second step of the epoch, where epochs are counted."""
         progress = state.progress
         if self.every.epochs is not None and progress.batch == 0 and progress.epoch % self.every.epochs == 0:
-            self._set_next(min(self._next, progress.step + 2))
+            self._chosen = progress.step + 2
+            self._set_next(self._due_after(progress.step))
 
     def on_batch_start(self, state: State, batch: Any) -> None:
         """Watch the forward pass of a step that is to be inspected."""
@@ -209,6 +208,8 @@ class GradientInspector(Callback[Any]):
         if inspection is not None:
             self._take(state, inspection)
             self._log(state, inspection)
+        if self._before == state.progress.step:
+            probe.remember()
 
     def _look(self, state: State) -> Probe:
         if self._probe is None:
@@ -315,7 +316,7 @@ class GradientInspector(Callback[Any]):
         probe = self._probe
         return {
             "record": dict(self._record.state_dict()),
-            "next": self._next,
+            "chosen": self._chosen,
             "earlier": dict(self._earlier) if probe is None else probe.earlier(),
             "turns": dict(self._turns if probe is None else probe.turns),
             "seen": sorted(self._seen),
@@ -331,7 +332,7 @@ class GradientInspector(Callback[Any]):
         self._earlier, self._turns = dict(state["earlier"]), dict(state["turns"])
         self._seen = {check_name(name) for name in state["seen"]}
         self._died = state["died"]
-        self._set_next(state["next"])
+        self._chosen = state["chosen"]
         self._probe = None
 
 
