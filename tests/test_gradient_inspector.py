@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor, nn
 
 from faults_nets import Bag, Recurrent, mlp, series, tokens, vectors
@@ -338,11 +339,9 @@ def test_a_run_of_two_steps_says_that_it_says_little() -> None:
 
 
 def test_histograms_reach_tensorboard(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     board = TensorBoardLogger(tmp_path)
     small_trainer(board, each_step(histograms=board), model=line()).fit(some_batches(3), steps=3)
-    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})
+    events = event_accumulator.EventAccumulator(str(tmp_path), {event_accumulator.HISTOGRAMS: 0})
     events.Reload()
     tags = ["grad/bias", "grad/weight", "weight/bias", "weight/weight"]
     assert sorted(events.Tags()["histograms"]) == tags

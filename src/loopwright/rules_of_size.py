@@ -29,7 +29,7 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
     if len(layers) < DEEP:
         return
     # With weights too large, inputs grow as the error shrinks, and only the biases' gradient shows the error alone.
-    kinds = {
+    kinds: dict[str, list[Sequence[float]]] = {
         "gradient": [[n.grad for n in la.numbers] for la in layers],
         "biases' gradient": [la.signal for la in layers],
     }
