@@ -138,7 +138,7 @@ class Probe:
         self._weights = list(torch._foreach_neg(weights)) if weights else []
         self._take("weight", trained, _norms(weights))
         self._take("grad", at, _norms(gradients))
-        self._take("zeros", at, _norms(gradients, 0))  # of the elements that are not zero, as yet
+        self._take("zeros", at, _counts(gradients))  # of the elements that are not zero, as yet
         if self._clipped:
             self._count_bad(at, gradients)
         self._compare(at)
@@ -298,6 +298,13 @@ def _sample(gradient: Tensor | None) -> Tensor:
     if gradient.numel() <= _SAMPLE:
         return gradient
     return gradient.reshape(-1)[:: -(-gradient.numel() // _SAMPLE)]
+
+
+def _counts(tensors: _Tensors) -> _Tensors:
+    """How many elements of each tensor are not zero, as a float."""
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return _norms(tensors, 0)  # in one call for all of them
+    return [tensor.count_nonzero().float() for tensor in tensors]  # on the CPU in half the time
 
 
 def _norms(tensors: _Tensors, order: float = 2.0) -> _Tensors:
