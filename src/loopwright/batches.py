@@ -97,7 +97,14 @@ def no_batches(name: str, data: object) -> DataError:
 
 
 def plan_fit(
-    train: object, val: object, epochs: int | None, steps: int | None, validate: Every, *, accumulate: int
+    train: object,
+    val: object,
+    epochs: int | None,
+    steps: int | None,
+    validate: Every,
+    *,
+    accumulate: int,
+    clip_norm: float | None = None,
 ) -> Plan:
     """The plan of a fit, from its arguments.
 
@@ -126,10 +133,10 @@ def plan_fit(
     if length_of(train) == 0:
         raise no_batches("the training data", train)
     if val is None:
-        return Plan(epochs, steps, length_of(train), accumulate=accumulate)
+        return Plan(epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm)
     if length_of(val) == 0:
         raise no_batches("the validation data", val)
-    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate)
+    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm)
 
 
 class EpochData:

@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 from loopwright.callback import Callback, without_output
 from loopwright.errors import ConfigError
@@ -15,8 +15,18 @@ from loopwright.forms import Count, check_form
 from loopwright.schedule import Every
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from loopwright.state import State
     from loopwright.step import Output
+
+
+@runtime_checkable
+class Histograms(Protocol):
+    """Something that draws the values of a tensor, such as a TensorBoardLogger."""
+
+    def histogram(self, name: str, values: Tensor, step: int) -> None:
+        """Take in the values of one name at one step."""
 
 
 class _Written(TypedDict):

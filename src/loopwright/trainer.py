@@ -227,7 +227,10 @@ class Trainer(Generic[Model, Batch]):
             ShapeMismatchError: With ``loss=``, predictions and targets would broadcast.
         """
         state = self.state
-        plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
+        settings = self._settings
+        plan = plan_fit(
+            train, val, epochs, steps, validate, accumulate=settings.accumulate, clip_norm=settings.clip_norm
+        )
         self._check_idle("train")
         self._fitted = plan
         self._run.history.catch_up(state)

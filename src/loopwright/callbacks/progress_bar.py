@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from loopwright.callback import Callback, without_output
+from loopwright.state import of_one_layer
 
 if TYPE_CHECKING:
     from loopwright.state import Plan, State
@@ -216,7 +217,7 @@ class ProgressBar(Callback[Any]):
     def _values(self, state: State) -> list[str]:
         """The newest values as words. Reading them is what waits for the device."""
         metrics = state.metrics
-        names = [name for name in metrics if metrics.mark_of(name) > self._mark]
+        names = [name for name in metrics if metrics.mark_of(name) > self._mark and not of_one_layer(name)]
         names.sort(key=lambda name: not name.startswith(("train/", "val/")))
         return [f"{name} {metrics[name]:.4g}" for name in names[:_MOST]]
 
