@@ -21,21 +21,21 @@ from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batc
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
-from loopwright.culprit import Culprit
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
+from loopwright.nonfinite.culprit import Culprit
+from loopwright.nonfinite.rerun import Replay
+from loopwright.nonfinite.skips import Skips
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import deterministic_kernels, seed_everything
-from loopwright.rerun import Replay
 from loopwright.result import Result
 from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
-from loopwright.skips import Skips
 from loopwright.state import Plan, Stage, State, check_name
 from loopwright.step import (
     LossFn,

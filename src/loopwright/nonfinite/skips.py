@@ -6,9 +6,9 @@ import logging
 from collections import Counter
 from typing import Any
 
-from loopwright.census import census, joined
-from loopwright.culprit import Culprit
 from loopwright.errors import NonFiniteError
+from loopwright.nonfinite.census import census, joined
+from loopwright.nonfinite.culprit import Culprit
 from loopwright.state import State
 
 _WHY = {

@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from loopwright.batches import EpochData
-from loopwright.census import Census, census, joined, span, tensors_in
 from loopwright.checkpoint import latest_checkpoint, read_manifest
 from loopwright.errors import NonFiniteError
-from loopwright.reasons import SOFTMAXES, backward_reason, forward_reason
-from loopwright.rerun import Replay, Seen, run_again
+from loopwright.nonfinite.census import Census, census, joined, span, tensors_in
+from loopwright.nonfinite.reasons import SOFTMAXES, backward_reason, forward_reason
+from loopwright.nonfinite.rerun import Replay, Seen, run_again
+from loopwright.nonfinite.watch import Event, Place, is_constant
 from loopwright.state import State
 from loopwright.step import Output, batch_size
-from loopwright.watch import Event, Place, is_constant
 from loopwright.weights import plain_module
 
 _LISTED = 10  # rows and samples in a message

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from loopwright.activations import Activations
-from loopwright.inspection import COLUMNS, MISSING, Inspection, Parameter
-from loopwright.small import small_of
+from loopwright.inspecting.activations import Activations
+from loopwright.inspecting.inspection import COLUMNS, MISSING, Inspection, Parameter
+from loopwright.inspecting.small import small_of
 from loopwright.weights import plain_module
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from loopwright.diagnosis import MODEL, Evidence, Finding, Layer, finding_of
+from loopwright.inspecting.diagnosis import MODEL, Evidence, Finding, Layer, finding_of
 
 DECADES = 3.0  # by which gradients fall from the last layer to the first
 GROWTH, GROWING = 2.5, 2.0  # decades by which they grow, at the first inspection and at later ones

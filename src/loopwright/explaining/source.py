@@ -7,13 +7,13 @@ stands in the text only where its condition holds. What the text says is held to
 
 from __future__ import annotations
 
-from loopwright.explain_batch import (
+from loopwright.explaining.batch import (
     moved,
     train_batch,
     validated,
 )
-from loopwright.explain_facts import NAN, Facts, Lines
-from loopwright.explain_lines import (
+from loopwright.explaining.facts import NAN, Facts, Lines
+from loopwright.explaining.lines import (
     call,
     device_type,
     function,
@@ -22,7 +22,7 @@ from loopwright.explain_lines import (
     note,
     quoted,
 )
-from loopwright.explain_parts import (
+from loopwright.explaining.parts import (
     check_finite,
     check_weights,
     evaluate,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from loopwright.explain_facts import NAN, Facts, Lines
-from loopwright.explain_lines import (
+from loopwright.explaining.facts import NAN, Facts, Lines
+from loopwright.explaining.lines import (
     autocast,
     call,
     counted,

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopwright.census import census, same, tensors_in
+from loopwright.nonfinite.census import census, same, tensors_in
+from loopwright.nonfinite.watch import Event, Place, Watch
 from loopwright.randomness import RandomState
 from loopwright.step import Output, as_output
-from loopwright.watch import Event, Place, Watch
 from loopwright.weights import plain_module
 
 

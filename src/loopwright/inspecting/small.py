@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from loopwright.inspection import MISSING, Parameter
+from loopwright.inspecting.inspection import MISSING, Parameter
 
 _SMALL = 2**14  # elements in all
 _COUNTED = 2**10  # elements that are counted in python, which is quicker than a call that torch has not made lately

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from loopwright.explain_facts import WIDTH, Facts, Lines
+from loopwright.explaining.facts import WIDTH, Facts, Lines
 
 
 def indented(lines: Lines) -> Lines:

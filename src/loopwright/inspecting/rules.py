@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from loopwright.diagnosis import Evidence, Finding
-from loopwright.rules_of_setup import frozen, not_in_optimizer, not_moving, unused
-from loopwright.rules_of_size import (
+from loopwright.inspecting.diagnosis import Evidence, Finding
+from loopwright.inspecting.rules_of_setup import frozen, not_in_optimizer, not_moving, unused
+from loopwright.inspecting.rules_of_size import (
     clipping,
     dead,
     exploding,

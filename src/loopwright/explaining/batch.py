@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from loopwright.explain_facts import Facts, Lines
-from loopwright.explain_lines import (
+from loopwright.explaining.facts import Facts, Lines
+from loopwright.explaining.lines import (
     autocast,
     checked,
     counted,

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from loopwright.census import Census, census, span, tensors_in
-from loopwright.reasons import CONSTANTS, UNSET, Facts
+from loopwright.nonfinite.census import Census, census, span, tensors_in
+from loopwright.nonfinite.reasons import CONSTANTS, UNSET, Facts
 
 UNKNOWN = "something that was there before the step"
-_TORCH, _OWN = Path(torch.__file__).parent, Path(__file__).parent
+_TORCH, _OWN = Path(torch.__file__).parent, Path(__file__).parent.parent
 _END = str(_OWN / "rerun.py")  # the frame that runs the step; beyond it is what calls fit
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from loopwright.diagnosis import Evidence, Finding, finding_of, listed
-from loopwright.inspection import MISSING
+from loopwright.inspecting.diagnosis import Evidence, Finding, finding_of, listed
+from loopwright.inspecting.inspection import MISSING
 
 HELD_FROZEN = 0.5  # share of the optimizer's elements that are frozen
 

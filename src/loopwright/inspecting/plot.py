@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loopwright.errors import ConfigError
-from loopwright.rules_of_size import LARGE
+from loopwright.inspecting.rules_of_size import LARGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-    from loopwright.diagnosis import Evidence, Finding, Layer
+    from loopwright.inspecting.diagnosis import Evidence, Finding, Layer
 
 _USUAL = 1e-3, 1e-4, 1e-2  # the rule of thumb for update ratios, and a decade to either side
 _LINES = 6  # inspections that are drawn by depth

@@ -6,7 +6,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loopwright.inspection import MISSING, Inspection, LayerNumbers, Parameter, Record, layer_numbers, layers_of
+from loopwright.inspecting.inspection import (
+    MISSING,
+    Inspection,
+    LayerNumbers,
+    Parameter,
+    Record,
+    layer_numbers,
+    layers_of,
+)
 
 MODEL = "the model"  # the layer of a finding that is about all of them
 _RECENT = 8  # the newest inspections, in which a fault has to persist
