@@ -41,7 +41,7 @@ class Preflight:
 
     Examples:
         >>> trainer = Trainer(model, optimizer, nn.MSELoss())
-        >>> report = trainer.preflight(train_loader, val_loader)
+        >>> report = trainer.preflight(train_loader)
         >>> report.ok
         True
         >>> report["loss is finite"].verdict
