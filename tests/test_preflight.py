@@ -313,6 +313,23 @@ def test_a_model_that_cannot_be_copied_is_looked_at_in_place_and_put_back() -> N
     assert [p.grad for p in model.parameters()] == [None] * 6
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_a_scripted_model_whose_copy_has_parameters_unknown_to_the_optimizer_is_looked_at_in_place() -> None:
+    trainer = small_trainer(model=torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))))
+    states = _states(trainer, [])
+    report = trainer.preflight(some_batches(3))
+    assert report.ok, str(report)
+    assert report["two runs give the same bits"].verdict == "not applicable"
+    assert_alike(_states(trainer, []), states)
+
+
+def test_a_lazy_model_stays_without_its_weights() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 1))
+    report = small_trainer(model=model).preflight(some_batches(3), some_batches(1, seed=1))
+    assert report.ok, str(report)
+    assert isinstance(next(model.parameters()), nn.UninitializedParameter)
+
+
 def test_a_step_that_holds_the_original_model_leaves_no_trace_in_it() -> None:
     model = small_model().train()
 

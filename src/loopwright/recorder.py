@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812  # its name everywhere
 from torch.nn.modules import module as hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -207,6 +208,8 @@ def fingerprint(tensors: Iterable[Tensor]) -> bytes:
     """The same for the same bits; unlike, as good as certainly, for others."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
+        if is_lazy(tensor):
+            continue  # its first forward pass is still to come
         tensor = tensor.detach()
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()

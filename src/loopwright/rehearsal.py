@@ -86,7 +86,15 @@ def duplicate(subject: Subject) -> Subject:
     known[id(subject.model)] = model
     loss = copy.deepcopy(subject.loss, known)
     step = supervised_step(loss) if loss is not None else copy.deepcopy(subject.step, known)
-    return _with(subject, model, _copied_optimizer(subject.optimizer, known), loss, step)
+    optimizer = _copied_optimizer(subject.optimizer, known)
+    if _held(model, optimizer) != _held(_uncompiled(subject.model), subject.optimizer):
+        raise TypeError("a copy of the optimizer does not hold the parameters of a copy of the model")
+    return _with(subject, model, optimizer, loss, step)
+
+
+def _held(model: nn.Module, optimizer: Optimizer) -> list[bool]:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [id(p) in held for p in model.parameters()]
 
 
 def _with(subject: Subject, model: nn.Module, optimizer: Optimizer, loss: LossFn | None, step: AnyStep) -> Subject:
