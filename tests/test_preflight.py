@@ -25,7 +25,7 @@ import synthetic_regression
 import training_loop
 import workflow
 from helpers import At, Outcome, assert_same_run, small_model, small_trainer, some_batches, weights_of
-from loopwright import Check, ConfigError, Preflight, Result, Trainer
+from loopwright import Check, ConfigError, Preflight, Result, Schedule, Trainer
 from loopwright.callbacks import Checkpoint
 from loopwright.checks import CHECKS
 from loopwright.data import Loader
@@ -455,3 +455,13 @@ def test_the_table_is_aligned_and_names_cause_and_fix() -> None:
     assert report.failed == (checks[1],)
     with pytest.raises(KeyError, match="a longer name"):
         report["longer"]
+
+
+def test_the_copy_is_stepped_where_a_scheduler_has_wrapped_the_step_of_the_original() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=Schedule(scheduler, each="step"), device="cpu")
+    row = trainer.preflight(some_batches(3))["loss is finite"]
+    assert (row.verdict, row.cause) == ("failed", "the steps before have made it so")
+    assert scheduler.last_epoch == 0
