@@ -74,6 +74,10 @@ class Saving:
                 fix='callbacks=[Checkpoint("runs/line/checkpoints")], or resume= the path of one checkpoint',
             )
 
+    def goes_on(self, resume: str | os.PathLike[str] | None) -> bool:
+        """Whether a fit with this ``resume``, in a process that has not trained, goes on from a checkpoint."""
+        return resume is not None and (resume != "auto" or bool(list_checkpoints(self._checkpoints[0].folder)))
+
     def __enter__(self) -> Self:
         try:
             for checkpoint in self._checkpoints:
