@@ -28,9 +28,9 @@ from helpers import At, Outcome, assert_same_run, small_model, small_trainer, so
 from loopwright import Check, ConfigError, Preflight, Result, Schedule, Trainer
 from loopwright.callbacks import Checkpoint
 from loopwright.checks import CHECKS
+from loopwright.checks.recorder import fingerprint
 from loopwright.data import Loader
 from loopwright.randomness import generators_of
-from loopwright.recorder import fingerprint
 from loopwright.testing import HookRecorder
 from preflight_cases import FAULTS, HEALTHY
 from small_problems import PROBLEMS, RARER, loss_of, make_loader, make_optimizer, samples

@@ -794,7 +794,7 @@ class Trainer(Generic[Model, Batch]):
             ConfigError: Data that is no loader. What the model, the step or the data raise is a failed check.
         """
         from loopwright.checks import preflight  # here, for most runs need none of it
-        from loopwright.rehearsal import Subject
+        from loopwright.checks.rehearsal import Subject
 
         self._check_idle("train")
         state, settings = self.state, self._settings

@@ -17,11 +17,11 @@ from loopwright.checks.of_training import (
     parameters_reached,
     step_runs,
 )
+from loopwright.checks.rehearsal import AsFound, Subject, duplicate, evaluate, in_place, in_words, names_of, train
+from loopwright.checks.sampling import sample_of
 from loopwright.checks.seen import Seen
 from loopwright.preflight import Preflight
 from loopwright.randomness import deterministic_kernels, generators_of
-from loopwright.rehearsal import AsFound, Subject, duplicate, evaluate, in_place, in_words, names_of, train
-from loopwright.sampling import sample_of
 from loopwright.schedule import check_count
 
 CHECKS = (

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loopwright.checks.recorder import BY_CLASS
+from loopwright.checks.rehearsal import in_words
+from loopwright.checks.sampling import all_tensors, in_order, is_shuffled, shared_samples, sizes_of, structure
 from loopwright.checks.seen import NOT_RUN, OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, listed
 from loopwright.preflight import Check
-from loopwright.recorder import BY_CLASS
-from loopwright.rehearsal import in_words
-from loopwright.sampling import all_tensors, in_order, is_shuffled, shared_samples, sizes_of, structure
 
 # Of a layer's inputs, where standardised ones have a root mean square of 1.
 RMS_LARGE, RMS_SMALL = 50.0, 1e-3

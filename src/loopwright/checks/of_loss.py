@@ -7,11 +7,11 @@ import math
 import torch
 from torch.nn import functional as F  # noqa: N812  # its name everywhere
 
+from loopwright.checks.recorder import BINARY, BY_CLASS, ELEMENTWISE, LossCall
+from loopwright.checks.sampling import is_shuffled
 from loopwright.checks.seen import NOT_RUN, OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, rms
 from loopwright.errors import ShapeMismatchError
 from loopwright.preflight import Check
-from loopwright.recorder import BINARY, BY_CLASS, ELEMENTWISE, LossCall
-from loopwright.sampling import is_shuffled
 
 GUESSES, MARGIN = 2.0, 2.0  # a loss of classes is too high above 2 log(C) + 2; guessing gives log(C)
 ERROR = 10.0  # of a first prediction, in units of what predicting zero is off by

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from loopwright.checks.rehearsal import Rehearsed, in_words
 from loopwright.checks.seen import NOT_RUN, Seen, counted, listed, plain_name
 from loopwright.preflight import Check
-from loopwright.rehearsal import Rehearsed, in_words
 
 
 def step_runs(seen: Seen) -> Check:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from loopwright.recorder import LossCall
-from loopwright.rehearsal import Rehearsed, Subject
-from loopwright.sampling import Sample
+from loopwright.checks.recorder import LossCall
+from loopwright.checks.rehearsal import Rehearsed, Subject
+from loopwright.checks.sampling import Sample
 
 NOT_RUN = "no training step was made"
 ROWS = 8  # fewer samples say nothing of means and spreads

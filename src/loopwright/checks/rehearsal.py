@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from loopwright.checks.recorder import Record, Recorder, fingerprint
+from loopwright.checks.sampling import copied_batch
 from loopwright.device import map_tensors, mover, place
 from loopwright.modes import evaluating
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import RandomState
-from loopwright.recorder import Record, Recorder, fingerprint
-from loopwright.sampling import copied_batch
 from loopwright.step import LossFn, Metric, Output, as_output, check_trainable, supervised_step, update_metric
 
 AnyStep = Callable[[Any, Any], Output | Tensor]
