@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shorter = parser.add_mutually_exclusive_group()
     shorter.add_argument("--short", action="store_true", help="few rounds of everything: some minutes")
     shorter.add_argument("--quick", action="store_true", help="what shows that it runs, and no times")
-    parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER", help="for JSON and Markdown")
+    parser.add_argument(
+        "--results", type=Path, default=HERE / "results", metavar="FOLDER", help="for JSON and Markdown"
+    )
     parser.add_argument("--pictures", type=Path, default=ROOT / "docs" / "assets", metavar="FOLDER")
     options = parser.parse_args(arguments)
     for folder in (options.results, options.pictures):
