@@ -137,18 +137,18 @@ class Instrument(ast.NodeTransformer):
         return done
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
-        is_loop = isinstance(node, (ast.For, ast.While))
-        if is_loop:
-            self._loops.append(node)
+        loop = node if isinstance(node, (ast.For, ast.While)) else None
+        if loop is not None:
+            self._loops.append(loop)
         for name, value in ast.iter_fields(node):
             if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
                 made = self.block(value)
-                setattr(node, name, made + self.reading(node) if is_loop and name == "body" else made)  # type: ignore[arg-type]  # a loop is a statement
+                setattr(node, name, made + self.reading(loop) if loop is not None and name == "body" else made)
             elif isinstance(value, list):
                 for each in value:
                     if isinstance(each, (ast.ExceptHandler, ast.match_case)):
                         self.visit(each)
-        if is_loop:
+        if loop is not None:
             self._loops.pop()
         return node
 
@@ -268,49 +268,53 @@ def torchs_work(training: Training, clock: Clock, epoch: Callable[[], object]) -
     return found
 
 
-def charge(
-    training: Training, clock: Clock, epoch: Callable[[], object], rounds: int
-) -> tuple[dict[int, float], dict[str, int]]:
-    """The microseconds a step of each line that runs at most steps, and which of them do torch's work."""
-    cost = clock.cost()
-    epoch()
-    work = torchs_work(training, clock, epoch)
-    each: dict[int, list[float]] = {}
-    often: set[int] = set()
-    for _ in range(rounds):
-        clock.clear()
+class Charged:
+    """The microseconds of the lines of one loop, epoch by epoch."""
+
+    def __init__(self, training: Training, clock: Clock, epoch: Callable[[], object]) -> None:
+        self._clock, self._epoch = clock, epoch
+        self._cost = clock.cost()
         epoch()
-        took, counts = clock.taken(cost)
+        self.work = torchs_work(training, clock, epoch)
+        self._each: dict[int, list[float]] = {}
+        self._often: set[int] = set()
+
+    def add(self) -> None:
+        """One epoch more."""
+        self._clock.clear()
+        self._epoch()
+        took, counts = self._clock.taken(self._cost)
         for key, nanoseconds in took.items():
-            each.setdefault(key, []).append(nanoseconds / 1e3 / STEPS)
-        often |= {key for key, count in counts.items() if count >= STEPS // 2}
-    return {key: median(values) for key, values in each.items() if key in often}, work
+            self._each.setdefault(key, []).append(nanoseconds / 1e3 / STEPS)
+        self._often |= {key for key, count in counts.items() if count >= STEPS // 2}
+
+    def us(self) -> dict[int, float]:
+        """Of each line that runs at most steps, a step's share: the median over the epochs."""
+        return {key: median(values) for key, values in self._each.items() if key in self._often}
 
 
 def account(rounds: int, *, deep: bool) -> dict[str, Any]:
-    """The lines of both loops, with their microseconds."""
+    """The lines of both loops, with their microseconds; they take turns, an epoch each."""
     hand_clock, hand = Clock(), Training()
-    loop = copied(by_hand, hand_clock)  # type: ignore[arg-type]  # a function
+    assert isinstance(by_hand, FunctionType)
+    loop = copied(by_hand, hand_clock)
     run = partial(loop, hand.model, hand.optimizer, hand.loss, hand.data)
-    hand_took, hand_work = charge(hand, hand_clock, run, rounds)
-
     clock, training = Clock(), Training()
     with in_place(functions_of_a_step(deep=deep), clock):
-        took, work = charge(training, clock, training.trainer(), rounds)
+        charged = Charged(hand, hand_clock, run), Charged(training, clock, training.trainer())
+        for number in range(rounds):
+            for each in charged if number % 2 else reversed(charged):
+                each.add()
+    (hand_took, hand_work), (took, work) = ((each.us(), each.work) for each in charged)
 
     by_kind = {kind: hand_took[key] for kind, key in hand_work.items()}
     lines = []
     for key, microseconds in sorted(took.items(), key=lambda item: -item[1]):
-        line = clock.lines[key]
         kinds = [kind for kind, where in work.items() if where == key and kind in by_kind]
         torchs = sum(by_kind[kind] for kind in kinds)
-        lines.append({**asdict(line), "us": microseconds, "torchs": kinds, "by_hand_us": torchs})
-    done = {hand_work[kind] for kind in work if kind in hand_work}
-    alone = [
-        {**asdict(hand_clock.lines[key]), "us": microseconds}
-        for key, microseconds in hand_took.items()
-        if key not in done
-    ]
+        lines.append({**asdict(clock.lines[key]), "us": microseconds, "torchs": kinds, "by_hand_us": torchs})
+    done = {hand_work[kind] for kind, where in work.items() if kind in hand_work and where in took}
+    alone = [{**asdict(hand_clock.lines[key]), "us": taken} for key, taken in hand_took.items() if key not in done]
     return {"lines": lines, "by_hand_alone": alone, "us": sum(took.values()), "by_hand_us": sum(hand_took.values())}
 
 
@@ -349,7 +353,7 @@ def instructions() -> dict[str, float]:
     found = {}
     for way, epoch in EPOCHS.items():
         timer = Timer("epoch()", setup=SETUP.format(path=path, epoch=epoch))
-        counted = timer.collect_callgrind(number=1, collect_baseline=False)
+        counted = timer.collect_callgrind(number=1, repeats=None, collect_baseline=False, retain_out_file=False)
         found[way] = counted.counts() / STEPS
     return found
 
@@ -361,8 +365,10 @@ def as_table(found: Mapping[str, Any]) -> Table:
         torchs = f"{each['by_hand_us']:.2f} ({', '.join(each['torchs'])})" if each["torchs"] else ""
         cells = [each["function"], code(each["text"]), f"{each['us']:.2f}", torchs]
         rows.append([*cells, f"{each['us'] - each['by_hand_us']:+.2f}"])
-    for each in found["by_hand_alone"]:
-        rows.append(["by hand only", code(each["text"]), "", f"{each['us']:.2f}", f"{-each['us']:+.2f}"])
+    rows += [
+        ["by hand only", code(each["text"]), "", f"{each['us']:.2f}", f"{-each['us']:+.2f}"]
+        for each in found["by_hand_alone"]
+    ]
     total = [f"{found['us']:.2f}", f"{found['by_hand_us']:.2f}", f"{found['us'] - found['by_hand_us']:+.2f}"]
     return [*rows, ["together", "", *total]]
 

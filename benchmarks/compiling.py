@@ -84,7 +84,7 @@ def serve(case: Case, *, quick: bool) -> None:
     torch.set_num_threads(1)
     freeze()
     if quick:  # the graphs alone, and no machine code
-        torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
+        torch.compile = functools.partial(torch.compile, backend="eager")
     fitted(case, compiled=False)  # everything gets warm
     plain, data, plain_val = fitted(case, compiled=False)
     _, eager = first_and_later(data)

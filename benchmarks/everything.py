@@ -10,6 +10,7 @@ $ python benchmarks/everything.py --quick --results /tmp/figures --pictures /tmp
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,13 +29,14 @@ class Benchmark:
 
     name: str
     short: tuple[str, ...] = ("--rounds", "5")  # a few minutes for all of them together
+    whole: tuple[str, ...] = ()  # and when it is not
     plots: bool = False
     peers: bool = False  # whether it needs the interpreter with the other trainers
 
 
 BENCHMARKS = (
     Benchmark("overhead", ("--rounds", "10"), plots=True),
-    Benchmark("account", ("--rounds", "3")),
+    Benchmark("account", whole=("--callgrind",) if shutil.which("valgrind") else ()),
     Benchmark("passes", ("--rounds", "10")),
     Benchmark("peers", ("--rounds", "3"), plots=True, peers=True),
     Benchmark("imports", peers=True),
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.only is not None and benchmark.name not in options.only:
             continue
         print(f"\n== {benchmark.name}", flush=True)
-        length = ("--quick",) if options.quick else benchmark.short if options.short else ()
+        length = ("--quick",) if options.quick else benchmark.short if options.short else benchmark.whole
         start = perf_counter()
         if not run(benchmark, options.peers, length, options.results, options.pictures):
             failed.append(benchmark.name)
