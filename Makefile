@@ -42,7 +42,7 @@ faults: .venv/.dev  ## kill, damage and starve runs by the hundred, and print wh
 docs: .venv/.dev  ## build the site into site/
 	$(PY) -m mkdocs build --strict
 
-bench: .venv/.examples .venv-peers/.made  ## every benchmark, beside other trainers too: half an hour; the figures and pictures of the docs
+bench: .venv/.examples .venv-peers/.made  ## every benchmark, beside other trainers too; takes long; the figures and pictures of the docs
 	$(PY) benchmarks/everything.py --peers .venv-peers/bin/python
 
 bench-short: .venv/.examples .venv-peers/.made  ## the same with few rounds: some minutes; writes into build/bench

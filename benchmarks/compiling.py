@@ -219,7 +219,7 @@ def _few_ticks() -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each model is compiled (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each model is compiled (default: 3)")
     parser.add_argument("--quick", action="store_true", help="two rounds of one model's graphs, without machine code")
     add_outputs(parser, plot=True)
     parser.add_argument("--serve", choices=[case.name for case in CASES], help=argparse.SUPPRESS)
