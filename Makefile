@@ -19,10 +19,10 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test faults docs bench clean
+.PHONY: help demo test faults docs bench bench-short clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.examples  ## train on real data: prints a table, writes pictures below runs/
 	$(PY) examples/real_data.py
@@ -42,13 +42,15 @@ faults: .venv/.dev  ## kill, damage and starve runs by the hundred, and print wh
 docs: .venv/.dev  ## build the site into site/
 	$(PY) -m mkdocs build --strict
 
-bench: .venv/.examples  ## measure what the library adds to a plain loop, and what checkpoints cost
-	$(PY) benchmarks/overhead.py
-	$(PY) benchmarks/checkpoint.py
+bench: .venv/.examples .venv-peers/.made  ## every benchmark, beside other trainers too; takes long; the figures and pictures of the docs
+	$(PY) benchmarks/everything.py --peers .venv-peers/bin/python
 
-clean:  ## remove what was built and cached; .venv and runs/ stay
+bench-short: .venv/.examples .venv-peers/.made  ## the same with few rounds: some minutes; writes into build/bench
+	$(PY) benchmarks/everything.py --short --peers .venv-peers/bin/python --results build/bench --pictures build/bench
+
+clean:  ## remove what was built and cached; .venv, .venv-peers and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # dev brings everything that examples brings.
 .venv/.dev: .venv/.made pyproject.toml constraints.txt
@@ -57,6 +59,13 @@ clean:  ## remove what was built and cached; .venv and runs/ stay
 
 .venv/.examples: .venv/.made pyproject.toml constraints.txt
 	$(INSTALL) '.[examples]'
+	@touch $@
+
+# The other trainers have an environment of their own: nobody who works on the library needs them.
+.venv-peers/.made: .venv/.made benchmarks/requirements-peers.txt pyproject.toml constraints.txt
+	$(PY) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+		--requirement benchmarks/requirements-peers.txt --editable .
 	@touch $@
 
 .venv/.made:
