@@ -20,7 +20,7 @@ import loopwright.callbacks
 PACKAGE = Path(loopwright.__file__).parent
 
 FLOORS = {
-    4: ["loopwright", "loopwright.__main__", "loopwright.testing"],
+    4: ["loopwright", "loopwright.__main__", "loopwright.doctor", "loopwright.testing"],
     3: ["loopwright.saving", "loopwright.trainer"],
     2: [
         "loopwright.callbacks",
