@@ -65,6 +65,7 @@ class Result:
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "the learning curves cannot be drawn: matplotlib is not installed",
+                why="only pictures need it, so that it comes with the extra plot",
                 fix='pip install "loopwright[plot]"',
             ) from error
         panels = _panels(self.history)
@@ -83,6 +84,7 @@ class Result:
         if suffix and suffix not in formats:
             raise ConfigError(
                 f"{os.fspath(path)!r} ends in .{suffix}, which is no format that matplotlib writes",
+                why="the suffix of the file says which format is meant",
                 fix=f"one of {', '.join(sorted(formats))}",
             )
 

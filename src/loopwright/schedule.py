@@ -20,7 +20,9 @@ def check_count(name: str, value: object) -> None:
         raise ConfigError(
             f"{name} is {value!r}",
             why="it must be a whole number of at least 1",
-            fix=f"for example {name}=1",
+            fix=f"{name}={value:.0f}, without the point"
+            if isinstance(value, float) and value.is_integer() and value >= 1
+            else f"for example {name}=1",
         )
 
 

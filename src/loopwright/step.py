@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -159,6 +160,8 @@ def describe(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         listed = ", ".join(type(item).__name__ for item in value[:4]) + (", ..." if len(value) > 4 else "")
         return f"a {name} of {len(value)}: ({listed})" if value else f"an empty {name}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     return "None" if value is None else f"an object of type {name}"
 
 
@@ -233,8 +236,11 @@ def check_loss(loss: object) -> None:
         what = f"{describe(loss)} and {loss.dtype}" if isinstance(loss, Tensor) else describe(loss)
         raise ConfigError(
             f"the loss is {what}",
-            why="backward starts from one real number",
-            fix='take its mean(), or build the loss function with reduction="mean"',
+            why="backward starts from one real number"
+            + ("" if isinstance(loss, Tensor) else ", a tensor that knows what it was computed from"),
+            fix='take its mean(), or build the loss function with reduction="mean"'
+            if isinstance(loss, Tensor)
+            else "return the tensor that the loss was computed as, without .item(), float() or numpy()",
         )
 
 
@@ -350,7 +356,7 @@ def update_metric(name: str, metric: Metric, output: Output) -> None:
     """Give one batch's predictions and targets to a metric.
 
     Raises:
-        ConfigError: The step returned none.
+        ConfigError: The step returned none, or the metric's own numbers are on another device.
     """
     if output.predictions is None or output.targets is None:
         missing = "predictions" if output.predictions is None else "targets"
@@ -358,7 +364,17 @@ def update_metric(name: str, metric: Metric, output: Output) -> None:
             f"the metric {name!r} needs predictions and targets, and the step returned no {missing}",
             fix="return Output(loss, predictions=..., targets=...)",
         )
-    metric.update(output.predictions, output.targets)
+    try:
+        metric.update(output.predictions, output.targets)
+    except RuntimeError as error:
+        if not re.search(r"\b(same|expected) device\b", str(error)):  # torch's words, of which there are several
+            raise
+        raise ConfigError(
+            f"the metric {name!r} keeps its numbers on another device than the batches: {str(error).splitlines()[0]}",
+            why="the trainer moves a metric that is an nn.Module, as those of torchmetrics are, and no other",
+            fix="keep them as Python numbers, make the metric an nn.Module with buffers, or take the values over in "
+            "update with .to(...)",
+        ) from error
 
 
 def named_scores(name: str, computed: Any) -> dict[str, float]:
