@@ -19,10 +19,10 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test faults docs bench clean
+.PHONY: help demo test faults docs bench api-check clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.examples  ## train on real data: prints a table, writes pictures below runs/
 	$(PY) examples/real_data.py
@@ -45,6 +45,11 @@ docs: .venv/.dev  ## build the site into site/
 bench: .venv/.examples  ## measure what the library adds to a plain loop, and what checkpoints cost
 	$(PY) benchmarks/overhead.py
 	$(PY) benchmarks/checkpoint.py
+
+api-check: .venv/.dev  ## what the public API has lost or changed since the last version
+	@tag=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null) || { \
+		echo "no version is tagged yet: there is nothing to compare the API with"; exit 0; }; \
+	echo "the API since $$tag:"; $(PY) -m griffe check loopwright --search src --against "$$tag" --format verbose
 
 clean:  ## remove what was built and cached; .venv and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ class SQLiteLogger(Logger):
         super().__init__(every=every)
         self._path = path
 
-    def open(self, state: State, fresh: bool) -> None:
+    def open(self, state: State, *, fresh: bool) -> None:
         self._table = sqlite3.connect(self._path)
         if fresh:  # a new run; one that goes on keeps what it has written
             self._table.execute("drop table if exists run")
@@ -32,8 +32,9 @@ class SQLiteLogger(Logger):
         self._table.commit()
 
     def close(self) -> None:
-        self._table.close()
-        del self._table  # a callback can be pickled before and after a run
+        if hasattr(self, "_table"):  # close is called also where open failed
+            self._table.close()
+            del self._table  # so that the callback can be pickled
 
 
 def train(path: str | os.PathLike[str]) -> None:

@@ -34,6 +34,13 @@ class Result:
         progress: How far the run has come.
         restored_epoch: The epoch whose weights the model now holds, if
             ``EarlyStopping(restore_best=True)`` put them back; else None, and they are the last ones.
+
+    Examples:
+        >>> result = Trainer(model, optimizer, loss).fit(train_loader, val_loader, epochs=2)
+        >>> [(row["epoch"], row["step"]) for row in result.history]
+        [(1, 4), (2, 8)]
+        >>> sorted(result.history[0])
+        ['epoch', 'step', 'train/loss', 'val/loss']
     """
 
     history: list[dict[str, float]]

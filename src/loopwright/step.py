@@ -34,6 +34,15 @@ class Output:
         predictions: What metrics get as predictions.
         targets: What metrics get as targets.
         metrics: Further values, logged as weighted means like the loss.
+
+    Examples:
+        >>> def step(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Output:
+        ...     x, y = batch
+        ...     error = (model(x) - y).abs()
+        ...     return Output(error.mean(), weight=len(x), metrics={"worst": error.detach().max()})
+        >>> row = Trainer(model, optimizer, step=step).fit(train_loader, epochs=1).history[0]
+        >>> sorted(row)
+        ['epoch', 'step', 'train/loss', 'train/worst']
     """
 
     loss: Tensor
@@ -43,7 +52,11 @@ class Output:
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
 
     def detached(self) -> Output:
-        """The same output with every tensor detached from the graph."""
+        """The same output with every tensor detached from the graph.
+
+        Returns:
+            An output of the same class.
+        """
         if type(self) is not Output:  # it may have fields of its own
             return map_tensors(Tensor.detach, self)  # type: ignore[no-any-return]  # it keeps the type
         return Output(
@@ -70,18 +83,48 @@ Step: TypeAlias = Callable[[Model, Batch], Output | Tensor]
 
 @runtime_checkable
 class Metric(Protocol):
-    """A metric over a whole evaluation pass, as torchmetrics has them."""
+    """A metric over a whole evaluation pass, as torchmetrics has them.
+
+    Examples:
+        >>> class Worst:
+        ...     def reset(self) -> None:
+        ...         self.worst = 0.0
+        ...     def update(self, predictions: torch.Tensor, targets: torch.Tensor) -> None:
+        ...         self.worst = max(self.worst, float((predictions - targets).abs().max()))
+        ...     def compute(self) -> float:
+        ...         return self.worst
+        >>> isinstance(Worst(), Metric)
+        True
+        >>> sorted(Trainer(model, optimizer, loss, metrics={"worst": Worst()}).evaluate(val_loader))
+        ['test/loss', 'test/worst']
+    """
 
     def update(self, predictions: Any, targets: Any, /) -> object:
-        """Take in one batch."""
+        """Take in one batch.
+
+        Args:
+            predictions: The step's, or the model's output.
+            targets: The step's, or the batch's second element.
+
+        Returns:
+            Anything; nobody looks at it.
+        """
         ...
 
     def compute(self) -> Any:
-        """The value over all batches since ``reset``."""
+        """The value over all batches since ``reset``.
+
+        Returns:
+            A number, a tensor of one, or a mapping from names to these.
+        """
         ...
 
     def reset(self) -> object:
-        """Forget all batches."""
+        """Forget all batches.
+
+        Returns:
+            Anything; nobody looks at it.
+        """
         ...
 
 
