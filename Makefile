@@ -19,7 +19,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test faults docs bench bench-short clean
+.PHONY: help demo test faults docs bench bench-short api-check clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,11 @@ bench: .venv/.examples .venv-peers/.made  ## every benchmark, beside other train
 
 bench-short: .venv/.examples .venv-peers/.made  ## the same with few rounds: some minutes; writes into build/bench
 	$(PY) benchmarks/everything.py --short --peers .venv-peers/bin/python --results build/bench --pictures build/bench
+
+api-check: .venv/.dev  ## what the public API has lost or changed since the last version
+	@tag=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null) || { \
+		echo "no version is tagged yet: there is nothing to compare the API with"; exit 0; }; \
+	echo "the API since $$tag:"; $(PY) -m griffe check loopwright --search src --against "$$tag" --format verbose
 
 clean:  ## remove what was built and cached; .venv, .venv-peers and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -39,6 +39,7 @@ BENCHMARKS = (
     Benchmark("account", whole=("--callgrind",) if shutil.which("valgrind") else ()),
     Benchmark("passes", ("--rounds", "10")),
     Benchmark("peers", ("--rounds", "3"), plots=True, peers=True),
+    Benchmark("inspector", ("--rounds", "5")),
     Benchmark("imports", peers=True),
     Benchmark("memory", ("--steps", "2000"), plots=True),
     Benchmark("scaling", ("--rounds", "2", "--up-to", "1000000"), plots=True),

@@ -20,7 +20,7 @@ import loopwright.callbacks
 PACKAGE = Path(loopwright.__file__).parent
 
 FLOORS = {
-    4: ["loopwright", "loopwright.__main__", "loopwright.explain_command", "loopwright.testing"],
+    4: ["loopwright", "loopwright.__main__", "loopwright.doctor", "loopwright.explain_command", "loopwright.testing"],
     3: ["loopwright.explain", "loopwright.saving", "loopwright.trainer"],
     2: [
         "loopwright.callbacks",

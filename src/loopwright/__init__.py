@@ -20,7 +20,7 @@ from loopwright.state import Progress, State
 from loopwright.step import LossFn, Metric, Output, Step
 from loopwright.trainer import Trainer
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Callback",
