@@ -128,6 +128,10 @@ def test_what_makes_the_theme_ask_other_hosts_is_not_used(site: Path) -> None:
     assert hosts <= {"api.github.com", "unpkg.com", "clipboardjs.com"}  # the last one in a comment
 
 
+def test_the_page_for_language_models_is_served_as_it_is(site: Path) -> None:
+    assert (site / "llms.txt").read_bytes() == (DOCS / "llms.txt").read_bytes()
+
+
 def test_every_internal_link_and_anchor_resolves(site: Path, pages: dict[str, Page]) -> None:
     broken = []
     for name, page in pages.items():
