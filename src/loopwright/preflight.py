@@ -23,6 +23,12 @@ class Check:
         evidence: What was seen, or why nothing could be.
         cause: Of a failure: what it comes from, or leads to.
         fix: Of a failure: what to do about it.
+
+    Examples:
+        >>> trainer = Trainer(model, optimizer, nn.MSELoss())
+        >>> check = trainer.preflight(train_loader)["loss is finite"]
+        >>> check.verdict, check.fix
+        ('passed', '')
     """
 
     name: str

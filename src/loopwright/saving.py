@@ -234,6 +234,14 @@ class Saving:
                 self._save(checkpoint, saver)
             saver.wait()
 
+    def settle(self) -> None:
+        """Return when no save is on its way any more; as another error is, a failed one goes into the log."""
+        for saver in self._savers:
+            try:
+                saver.wait()
+            except CheckpointError as error:
+                logger.error("%s", error)
+
     @property
     def asked(self) -> bool:
         """Whether a signal has asked for the run to save itself and end."""

@@ -177,6 +177,7 @@ class Trainer(Generic[Model, Batch]):
             self._replay,
             eager=self._eager,
             closure=self._takes_closure,
+            settle=lambda: self._saving.settle(),
         )
         self._skips = Skips(self.state, self._culprit)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
@@ -756,6 +757,9 @@ class Trainer(Generic[Model, Batch]):
 
         Args:
             callbacks: Also show in comments which callback's hook runs where. The hooks themselves are not written out.
+
+        Returns:
+            The text, as ruff formats it. It differs from fit to fit only where targets, validation or data do.
 
         Examples:
             >>> trainer = Trainer(model, optimizer, nn.MSELoss(), clip_norm=1.0, device="cpu")

@@ -123,7 +123,11 @@ class GradientInspector(Callback[Any]):
         return tuple(diagnose(self._evidence()))
 
     def report(self) -> str:
-        """The findings as text, each with its evidence, likely cause and first remedy; one line where all is well."""
+        """The findings as text.
+
+        Returns:
+            Each finding with its evidence, likely cause and first remedy; one line where all is well.
+        """
         evidence = self._evidence()
         return report_of(evidence, diagnose(evidence))
 

@@ -184,7 +184,7 @@ def _train_epoch(f: Facts) -> Lines:
         lines.append("scores = {}  # of this epoch's latest validation")
     if f.windows:
         lines.append("weights = []  # of the batches in the open window")
-    if _endless(f):
+    if _endless(f) or _still(f):
         lines.append("before = step")
     batch = "batch" if f.custom_step else "inputs, targets"
     if f.with_sentinel:
@@ -200,6 +200,11 @@ def _train_epoch(f: Facts) -> Lines:
 
 def _endless(f: Facts) -> bool:
     return not f.by_epochs and f.may_skip
+
+
+def _still(f: Facts) -> bool:
+    """Whether there may be an epoch without a step, after which the learning rate does not move."""
+    return f.schedule == "epoch" and f.may_skip
 
 
 def _end_epoch(f: Facts) -> Lines:
@@ -221,7 +226,8 @@ def _end_epoch(f: Facts) -> Lines:
     if f.validate_epochs:
         due += _due_at_epoch(f, "row |= ")
     if f.schedule == "epoch":
-        due += moved(f)
+        only = "if step != before:  # else every step of the epoch was skipped"
+        due += [only, *indented(moved(f))] if _still(f) else moved(f)
     due += hook(f, "on_epoch_end", 2 + (f.steps is not None))
     if due and f.steps is not None and (f.ends_matter or f.hooks):
         lines.append("# Not where the last of the steps has left the epoch half way.")

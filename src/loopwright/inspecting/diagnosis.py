@@ -32,6 +32,13 @@ class Finding:
         remedy: What to try first.
         evidence: The numbers behind ``seen``, by name.
         others: More layers of which the same is true.
+
+    Examples:
+        >>> inspector = GradientInspector()
+        >>> trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.0), nn.MSELoss(), callbacks=[inspector])
+        >>> result = trainer.fit(train_loader, epochs=10)
+        >>> [finding.rule for finding in inspector.findings]
+        ['not moving']
     """
 
     rule: str

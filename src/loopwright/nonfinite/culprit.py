@@ -38,6 +38,7 @@ class Culprit:
         replay: Where the random generators were as the newest step began.
         eager: Whether values are looked at as they come.
         closure: Whether the optimizer's step evaluates the loss several times.
+        settle: Returns when no save is on its way any more.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class Culprit:
         *,
         eager: bool,
         closure: bool = False,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
-        self._eager, self._closure = eager, closure
+        self._eager, self._closure, self._settle = eager, closure, settle
         self._state, self._step, self._loss, self._autocast = state, step, loss, autocast
         self._data, self._folders, self._replay = data, folders, replay
 
@@ -84,6 +86,7 @@ class Culprit:
         if error.inexact:
             error.details.append(f"note: {'; '.join(error.inexact)}")
         with contextlib.suppress(Exception):  # whatever is wrong with the folder is another error's matter
+            self._settle()
             error.checkpoint = self._newest()
         if error.checkpoint is not None:
             error.details.append(
