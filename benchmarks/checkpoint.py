@@ -154,6 +154,8 @@ class Saves(Callback[Any], logging.Handler):
     The last hook before a save is the batch's end; when a checkpoint is durable, the library's log says so.
     """
 
+    trainer: Trainer[Any]
+
     def __init__(self, size: int) -> None:
         logging.Handler.__init__(self, logging.DEBUG)
         self._size = size
@@ -179,9 +181,8 @@ class Saves(Callback[Any], logging.Handler):
         if not self.durable.wait(timeout=600):
             raise TimeoutError("nothing was saved")
         memory = self.memory.peak()
-        for thread in threading.enumerate():
-            if thread.name == "loopwright-save":
-                thread.join()  # it removes the checkpoint before
+        for saver in self.trainer._saving._savers:
+            saver.wait()  # it removes the checkpoint before
         return {BLOCKED: Taken(blocked, memory), DURABLE: Taken(self.durable_at - self.begun_at, memory)}
 
 
@@ -258,6 +259,7 @@ def measure(case: Case, rounds: int, folder: Path) -> dict[str, Any]:
             trainer = Trainer(
                 problem.model, problem.optimizer, nn.MSELoss(), callbacks=[checkpoint, saves], device="cpu"
             )
+            saves.trainer = trainer
             with listening(saves):
                 trainer.fit(turns, epochs=1)
             found.append(turns.taken)

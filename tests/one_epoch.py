@@ -112,9 +112,9 @@ def record_one_epoch() -> list[Event]:
             loss.register_hook(record.backward)  # type: ignore[no-untyped-call]  # torch has no annotation there
         return Output(loss)
 
-    def clip(*args: Any) -> Tensor:
+    def clip(*args: Any) -> None:
         record.line("clip_grad_norm_(model.parameters(), clip_norm)")
-        return clip_grad_norm_(*args)
+        clip_grads_with_norm_(*args)
 
     def move() -> None:
         record.line("lr_scheduler.step()")
@@ -123,8 +123,8 @@ def record_one_epoch() -> list[Event]:
     model = Model(record)
     optimizer = Optimizer(record, model)
     lr_scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
-    move_rates, clip_grad_norm_ = lr_scheduler.step, nn.utils.clip_grad_norm_
-    with patch.object(lr_scheduler, "step", move), patch.object(nn.utils, "clip_grad_norm_", clip):
+    move_rates, clip_grads_with_norm_ = lr_scheduler.step, nn.utils.clip_grads_with_norm_
+    with patch.object(lr_scheduler, "step", move), patch.object(nn.utils, "clip_grads_with_norm_", clip):
         trainer = Trainer(
             model,
             optimizer,

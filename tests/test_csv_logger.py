@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import logging
 import math
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers import At
 from loopwright import Callback, ConfigError, Every, NonFiniteError, Output, State, Trainer
 from loopwright.callbacks import CSVLogger, LearningRateMonitor
 from loopwright.testing import tiny_data, tiny_state, two_step_fit
@@ -506,3 +508,32 @@ def test_going_on_from_any_record_gives_the_bytes_of_an_unbroken_run(
     assert resumed.path.read_bytes() == unbroken.path.read_bytes()
     steps = [row["step"] for row in rows_of(resumed.path)]
     assert len(steps) == len(set(steps))
+
+
+class Counted:
+    """A file that counts what is asked of it."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.asked: collections.Counter[str] = collections.Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked[name] += 1
+        return getattr(self.file, name)
+
+
+def test_a_row_is_one_call_to_the_file_and_that_of_an_epochs_end_is_written_over(tmp_path: Path) -> None:
+    asked: list[dict[str, int]] = []
+    logger = CSVLogger(tmp_path / "metrics.csv", every=Every(steps=1))
+
+    def watch(state: State) -> None:
+        if state.progress.epoch == 1:  # the columns are all there by now
+            logger._file = cast("BinaryIO", Counted(logger._file))
+
+    def note(state: State) -> None:
+        if isinstance(logger._file, Counted):
+            asked.append(dict(logger._file.asked))
+
+    trainer_with(At(on_epoch_start=watch), logger, At(on_epoch_end=note)).fit(tiny_data(20), epochs=2)
+    assert asked == [{"write": 5 + 1, "seek": 1, "truncate": 1, "flush": 1}]  # with the epoch's mean in the last row
+    assert len(rows_of(logger.path)) == 10

@@ -516,3 +516,12 @@ def test_one_bad_element_of_a_large_tensor_is_found_wherever_it_is(dtype: torch.
             assert all_finite([torch.ones(1), tensor])
             tensor[place] = value
             assert not all_finite([tensor, torch.ones(1)])
+
+
+def test_what_is_bad_in_two_tensors_does_not_add_up_to_what_is_good() -> None:
+    good, inf = torch.ones(2), torch.tensor([math.inf])
+    assert all_finite([torch.tensor([torch.finfo(torch.float32).max])] * 3), "only their sum is not finite"
+    assert all_finite([good.half(), good.double(), good.bfloat16(), good.int(), good.to(torch.complex64)])
+    for pair in ([inf, -inf], [good, inf, good], [good.int(), inf.half()], [inf.double(), good, -inf.bfloat16()]):
+        assert not all_finite(pair)
+    assert all_finite([])

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from loopwright import CheckpointError
+from loopwright.forms import Count, _check, _fitting
+from loopwright.monitor import Judged
 from loopwright.plain import MAX_DEPTH, MAX_VALUES, decode, encode, fits_safetensors, from_json, to_json
 
 keys = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
@@ -370,3 +372,30 @@ def test_whole_numbers_of_up_to_4096_bits_are_saved(sign: int) -> None:
     assert from_json(to_json(encode(number)[0])) == number
     with pytest.raises(CheckpointError, match="more than 4096 bits"):
         encode(number + sign)
+
+
+_FORMS: list[Any] = [
+    Any, None, Count, int, float, bool, str, Tensor, int | None, float | Tensor, list[int], list[float | None],
+    tuple[int, str], tuple[int, ...], dict[str, float], dict[str, Any], dict[int, list[str]], Judged, Judged | None,
+    dict[str, float | Tensor], tuple[int, Tensor, float | None] | None,
+]  # fmt: skip
+_JUDGED = {"name": "val/loss", "mode": "min", "best": 0.5, "judged": 3}
+_VALUES: list[Any] = [
+    None, True, 0, 1, -1, 2**63 - 1, 2**63, 0.5, math.nan, "", "a", torch.ones(2), [], [1], [1, None], [True], ["a"],
+    (), (1,), (1, "a"), (1, 2, 3), {}, {"a": 1.0}, {"a": 1}, {"a": torch.ones(1)}, {1: ["a"]}, {1: [1]}, {"a": "b"},
+    (3, torch.ones(1), None), (3, torch.ones(1), "a"), _JUDGED, {**_JUDGED, "best": None}, {**_JUDGED, "judged": -1},
+    {**_JUDGED, "more": 1}, {"name": "a"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", _FORMS, ids=str)
+def test_the_quick_look_at_a_form_says_what_the_thorough_one_does(form: Any) -> None:
+    def thorough(value: Any) -> bool:
+        try:
+            return _check(value, form, "$")
+        except CheckpointError:
+            return False
+
+    assert [_fitting(form)(value) for value in _VALUES] == [thorough(value) for value in _VALUES]
+    assert any(thorough(value) for value in _VALUES)
+    assert form is Any or not all(thorough(value) for value in _VALUES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,7 +108,11 @@ def saved(saver: Saver) -> list[dict[str, Any]]:
     ]
 
 
-def test_what_changes_once_save_has_returned_is_not_in_the_checkpoint(saver: Saver) -> None:
+@pytest.mark.parametrize("small", [2**17, -1], ids=["small", "large"])
+def test_what_changes_once_save_has_returned_is_not_in_the_checkpoint(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(loopwright.saver, "_SMALL", small)
     weight = torch.zeros(3)
     for value in (1.0, 2.0, 3.0):
         weight.fill_(value)
@@ -116,6 +121,13 @@ def test_what_changes_once_save_has_returned_is_not_in_the_checkpoint(saver: Sav
     assert saved(saver) == [{"weight": [value] * 3, "momentum": [-value] * 3} for value in (1.0, 2.0, 3.0)]
 
 
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all states be as large ones."""
+    monkeypatch.setattr(loopwright.saver, "_SMALL", -1)
+
+
+@pytest.mark.usefixtures("large")
 def test_a_save_copies_into_the_memory_of_the_one_before(saver: Saver) -> None:
     places = []
     for _ in range(3):
@@ -125,7 +137,11 @@ def test_a_save_copies_into_the_memory_of_the_one_before(saver: Saver) -> None:
     assert len(set(places)) == 1
 
 
-def test_tensors_of_another_shape_or_type_are_copied_as_they_are(saver: Saver) -> None:
+@pytest.mark.parametrize("small", [2**17, -1], ids=["small", "large"])
+def test_tensors_of_another_shape_or_type_are_copied_as_they_are(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(loopwright.saver, "_SMALL", small)
     tensors = [
         torch.tensor([1.5, 2.5]),
         torch.tensor([1.5]),
@@ -141,6 +157,24 @@ def test_tensors_of_another_shape_or_type_are_copied_as_they_are(saver: Saver) -
     assert ["new" in found for found in saved(saver)] == [number == 3 for number in range(len(tensors))]
 
 
+def test_a_small_save_does_not_wait_for_the_disk_that_the_one_before_waits_for(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, fsync = threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        assert ready.wait(timeout=60)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    for value in (1.0, 2.0):
+        saver.save(snapshot(torch.full((3,), value)))
+    ready.set()
+    saver.save(snapshot(torch.full((3,), 3.0)))
+    assert [found["weight"][0] for found in saved(saver)] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.usefixtures("large")
 def test_room_is_made_for_the_first_save_after_the_first_step(tmp_path: Path) -> None:
     seen: list[tuple[bool, dict[str, int]]] = []
 
@@ -168,11 +202,12 @@ def test_room_is_made_for_the_first_save_after_the_first_step(tmp_path: Path) ->
     assert not list(tmp_path.glob("step-000000001*")), "room is no checkpoint"
 
 
+@pytest.mark.usefixtures("large")
 def test_a_save_does_without_room_that_the_system_does_not_give(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(tensors: object) -> dict[str, Tensor]:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(loopwright.saver, "_zeros", refuse)
-    saver.make_room({"weight": torch.ones(3)}, {})
+    saver.make_room({"weight": torch.ones(3)}, dict)
     saver.save(snapshot(torch.ones(3)))
     assert saved(saver) == [{"weight": [1.0] * 3}]

@@ -1,8 +1,8 @@
-"""Clearing gradients and stepping make no profiler's record, and are the optimizer's own calls where that would show."""
+"""Gradients are cleared and steps made without a profiler's record, but by the optimizer's own calls where it shows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ class Records:
         class Counting(torch.autograd.profiler.record_function):
             def __enter__(self) -> Any:
                 made.append(self.name)
-                return super().__enter__()
+                return super().__enter__()  # type: ignore[no-untyped-call]  # torch has no annotation there
 
         patch.setattr(torch.autograd.profiler, "record_function", Counting)
 
@@ -49,7 +49,9 @@ def fit(model: nn.Module, optimizer: Optimizer, *callbacks: Callback[Any], **set
 
 
 @pytest.mark.parametrize("make", [SGD, Adam])
-def test_a_fit_makes_no_record_for_a_profiler_that_is_not_there(make: Callable[..., Optimizer], records: Records) -> None:
+def test_a_fit_makes_no_record_for_a_profiler_that_is_not_there(
+    make: Callable[..., Optimizer], records: Records
+) -> None:
     model, optimizer = line(make)
     optimizer.step()
     assert records.names == [f"Optimizer.step#{make.__name__}.step"]  # the counter sees what is made by hand
@@ -132,7 +134,7 @@ def test_a_step_that_an_instance_is_given_in_mid_run_is_called() -> None:
             called.append(1)
             return plain(*args)
 
-        optimizer.step = step  # type: ignore[method-assign]  # as schedulers do it
+        optimizer.step = step  # type: ignore[assignment]  # as schedulers do it
 
     fit(model, optimizer, At(on_batch_start=patch))
     assert len(called) == 2
@@ -146,10 +148,9 @@ def test_a_scheduler_does_not_warn_that_the_optimizer_made_no_step() -> None:
 
 
 @pytest.fixture
-def another_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A torch whose wrapper of ``step`` does something that is not known here."""
     monkeypatch.setattr("loopwright.unrecorded._KNOWN_NAMES", {"record_function"})
-    yield
 
 
 def test_what_is_not_known_around_a_step_is_called(another_torch: None, records: Records) -> None:
@@ -166,7 +167,7 @@ def test_the_bits_are_those_of_the_recorded_calls() -> None:
         step = step_of(optimizer) if shortened else optimizer.step
         for inputs, targets in some_batches(5):
             zero_grad()
-            nn.functional.mse_loss(model(inputs), targets).backward()
+            torch.autograd.backward(nn.functional.mse_loss(model(inputs), targets))
             step()
         ends.append([*model.parameters(), *(value for entry in optimizer.state.values() for value in entry.values())])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

@@ -1,4 +1,4 @@
-"""What the trainer does beside the loop by hand, counted: its own functions entered per step, epoch and fit (P1, P4)."""
+"""What the trainer does beside the loop by hand, counted: its functions entered per step, epoch and fit (P1, P4)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from loopwright.checkpoint import MANIFEST, MODEL, Contents, list_checkpoints, read_checkpoint
-from loopwright.errors import CheckpointError
+from loopwright.errors import CheckpointError, LoopwrightError
+from loopwright.explain_command import MisnamedError, find_trainer, write
 from loopwright.plain import encode
 
 
@@ -33,6 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inspect.add_argument("path", type=Path, help="a checkpoint's folder, or the folder that holds checkpoints")
     inspect.add_argument("--json", action="store_true", help="as JSON, one object for each checkpoint")
     inspect.set_defaults(run=_inspect)
+    explain = commands.add_parser(
+        "explain",
+        help="the plain PyTorch loop that a Trainer is, as source text",
+        description="Writes the plain PyTorch loop that a Trainer is. The module is imported, and so run. Exit codes: "
+        "0, it is written; 1, the module or the function raised an error, or the file is not to be overwritten; "
+        "2, wrong usage: what was named is not there, or is no Trainer.",
+    )
+    explain.add_argument("object", metavar="MODULE:OBJECT", help="a Trainer, or a function that returns one")
+    explain.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it to a file and not to the screen")
+    explain.add_argument("--callbacks", action="store_true", help="also show where the callbacks' hooks run")
+    explain.set_defaults(run=_explain)
     options = parser.parse_args(arguments)
     code: int = options.run(options)
     return code
@@ -48,10 +60,34 @@ def _inspect(options: argparse.Namespace) -> int:
             if options.json:
                 print(json.dumps({"path": str(path), "whole": False, "error": str(error)}))
             else:
-                print("\n".join(map(_safe, str(error).split("\n"))), file=sys.stderr)
+                print(_lines(error), file=sys.stderr)
             continue
         print(json.dumps(found | {"facts": encode(found["facts"])[0]}) if options.json else _as_text(found))
     return code
+
+
+def _explain(options: argparse.Namespace) -> int:
+    try:
+        text = find_trainer(options.object).explain(callbacks=options.callbacks)
+        if options.output is None:
+            print(text, end="")
+        else:
+            write(options.output, text)
+            print(f"{_safe(options.output)}: the loop of {_safe(options.object)}", file=sys.stderr)
+    except MisnamedError as error:
+        print(_lines(error), file=sys.stderr)
+        return 2
+    except LoopwrightError as error:
+        print(_lines(error), file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{_safe(error.filename)}: {_safe(error.strerror)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _lines(error: Exception) -> str:
+    return "\n".join(map(_safe, str(error).split("\n")))
 
 
 def _named(path: Path) -> list[Path]:

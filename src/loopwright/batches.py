@@ -26,10 +26,12 @@ from loopwright.fetching import (
     fetched,
     fetched_after,
     fetched_whole,
+    made_again,
     samples_of,
     say_how,
     why_not_whole,
 )
+from loopwright.layout import Layout, layout_of
 from loopwright.randomness import RandomState, generators_of
 from loopwright.schedule import Every, check_count
 from loopwright.state import Plan
@@ -95,7 +97,14 @@ def no_batches(name: str, data: object) -> DataError:
 
 
 def plan_fit(
-    train: object, val: object, epochs: int | None, steps: int | None, validate: Every, *, accumulate: int
+    train: object,
+    val: object,
+    epochs: int | None,
+    steps: int | None,
+    validate: Every,
+    *,
+    accumulate: int,
+    clip_norm: float | None = None,
 ) -> Plan:
     """The plan of a fit, from its arguments.
 
@@ -124,10 +133,10 @@ def plan_fit(
     if length_of(train) == 0:
         raise no_batches("the training data", train)
     if val is None:
-        return Plan(epochs, steps, length_of(train), accumulate=accumulate)
+        return Plan(epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm)
     if length_of(val) == 0:
         raise no_batches("the validation data", val)
-    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate)
+    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm)
 
 
 class EpochData:
@@ -147,6 +156,7 @@ class EpochData:
         self._elsewhere = False  # whether they were taken in another process, and the loader does not know of them yet
         self._begun = False  # whether a pass over the data has begun in this process
         self.asked: Callable[[], bool] = lambda: False  # whether a signal has asked for a stop
+        self.layout: Layout | None = None  # of the first batch that there was
         self._val_place: dict[str, Any] | None = None  # of such a loader of validation data, after its last pass
         self._val_elsewhere = False  # whether it does not know of that yet
         self._workers_kept = False  # whether the epoch began with persistent workers of an earlier one
@@ -166,7 +176,26 @@ class EpochData:
             lambda: self._after(loader, done),
             lambda number: _where(f"epoch {epoch + 1}, batch {number + 1} of the training data", self._samples(number)),
             done,
+            self._see if self.layout is None else None,
         )
+
+    def samples(self, number: int) -> list[Any] | None:
+        """The indices of the samples in the batch with this number that the present pass gave, where they are known.
+
+        Nothing is drawn by that: every generator is what it was.
+        """
+        loader = self._loader
+        if isinstance(loader, Loader):  # after the last batch of a pass it is at the next one
+            indices = loader.indices(loader.epoch - (loader.state_dict()["batch"] == 0))
+            return indices[number] if number < len(indices) else None
+        return self._samples(number)
+
+    def again(self, number: int) -> Any:
+        """That batch once more, where to fetch it asks nothing of the user's code; else None."""
+        return made_again(self._loader, self.samples(number), number)
+
+    def _see(self, batch: object) -> None:
+        self.layout = layout_of(batch)
 
     def _samples(self, number: int) -> list[Any] | None:
         return _samples(self._loader, self._at_start, number)
@@ -354,17 +383,26 @@ class Pass:
         self.start.restore(self._own)
 
 
-def named(make: Callable[[], Iterable[T]], where: Callable[[int], str], done: int = 0) -> Iterator[T]:
+def named(
+    make: Callable[[], Iterable[T]],
+    where: Callable[[int], str],
+    done: int = 0,
+    see: Callable[[T], None] | None = None,
+) -> Iterator[T]:
     """The batches; what their loader raises gets a note that says where.
 
     Args:
         make: Gives the batches.
         where: The note's words for the batch with this number, counted from 0.
         done: The number of the first one.
+        see: Is shown the first one.
     """
     number = done
     try:
         for batch in make():
+            if see is not None:
+                see(batch)
+                see = None
             yield batch
             number += 1
     except Exception as error:

@@ -125,6 +125,16 @@ def _check_signature(cls: type[Callback[Any]], name: str, method: Callable[..., 
         ) from None
 
 
+Hook = TypeVar("Hook", bound=Callable[..., None])
+_WITHOUT_OUTPUT: list[Callable[..., None]] = []
+
+
+def without_output(hook: Hook) -> Hook:
+    """Mark a hook that looks at nothing of the output it is given, so that the loop need not detach one for it."""
+    _WITHOUT_OUTPUT.append(hook)
+    return hook
+
+
 class Hooks(Callback[Any]):
     """All the callbacks of one run as one, with every hook bound when the run begins.
 
@@ -137,12 +147,16 @@ class Hooks(Callback[Any]):
         self._callbacks = callbacks
         self._state = state
         self._set_up: list[Callback[Any]] = []
+        self._with_output: set[str] = set()
         for hook in HOOKS:
-            setattr(self, hook, _bind(hook, callbacks))
+            fire, looks_at_it = _bind(hook, callbacks)
+            setattr(self, hook, fire)
+            if looks_at_it:
+                self._with_output.add(hook)
 
-    def overrides(self, *hooks: str) -> bool:
-        """Whether any callback overrides one of these hooks."""
-        return any(vars(self)[hook] is not _nothing for hook in hooks)
+    def want_output(self, *hooks: str) -> bool:
+        """Whether any callback has a use for the output that one of these hooks is given."""
+        return not self._with_output.isdisjoint(hooks)
 
     def __enter__(self) -> Self:
         for callback in self._callbacks:
@@ -198,36 +212,39 @@ def _report(another: BaseException, callback: Callback[Any], hook: str, error: B
         logger.error("%s.%s raised while another error was on its way", _name(callback), hook, exc_info=trace)
 
 
-def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> Callable[..., None]:
+def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> tuple[Callable[..., None], bool]:
+    """What calls the hook of all the callbacks, and whether any of them looks at what the hook is given."""
     empty = getattr(Callback, hook)
     bound: list[Callable[..., None]] = []
+    looks_at_it = False
     for callback in callbacks:
         method = getattr(callback, hook)
         function = getattr(method, "__func__", method)
         if function is empty:
             continue
+        looks_at_it = looks_at_it or not any(function is marked for marked in _WITHOUT_OUTPUT)
         code = getattr(function, "__code__", None)
         plain = getattr(method, "__self__", None) is callback and code is not None and code.co_name == hook
         bound.append(method if plain else _relay(callback, hook, method))
     if not bound:
-        return _nothing
+        return _nothing, False
     if len(bound) == 1:
-        return bound[0]
+        return bound[0], looks_at_it
     every = tuple(bound)
     # Spelled out, since packing and unpacking of arguments would cost as much as a short hook.
-    if len(inspect.signature(getattr(Callback, hook)).parameters) == 2:
+    if empty.__code__.co_argcount == 2:  # itself and the state
 
         def fire(state: Any) -> None:
             for method in every:
                 method(state)
 
-        return fire
+        return fire, looks_at_it
 
     def fire_with(state: Any, what: Any) -> None:
         for method in every:
             method(state, what)
 
-    return fire_with
+    return fire_with, looks_at_it
 
 
 def _nothing(state: Any, what: Any = None) -> None: ...

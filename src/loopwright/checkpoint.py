@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from loopwright.errors import CheckpointError, LockedError, SaveError
 from loopwright.forms import Count, check_form
-from loopwright.plain import MAX_JSON_BYTES, decode, encode, from_json, to_json
+from loopwright.plain import MAX_JSON_BYTES, check_amount, decode, encode, from_json, to_json
 from loopwright.weights import plain_module
 
 FORMAT, VERSION = "loopwright checkpoint", 1
@@ -45,7 +45,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 _NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})(?:-([2-9]|[1-9][0-9]{1,8}))?")
 _LEFTOVER = re.compile(rf"\.(?:writing|deleting)-{_NAME.pattern}")
 _LARGE = 2**26  # bytes that are not read before the header has accounted for them
-_WORTH_A_THREAD = 2**20  # bytes to hash
+_AT_ONCE = 2**27  # bytes to write in one system call
 _MAX_MANIFEST, _MAX_HEADER, _MAX_DIMENSIONS = 2**20, 2**25, 64
 # What safetensors calls them, from the last of a file to the first: so that each lies on a multiple of its size.
 _TYPES = {
@@ -55,6 +55,9 @@ _TYPES = {
     torch.int32: "I32", torch.uint32: "U32", torch.float32: "F32",
     torch.float64: "F64", torch.int64: "I64", torch.uint64: "U64",
 }  # fmt: skip
+_ORDER = {dtype: -number for number, dtype in enumerate(_TYPES)}
+_NOT_NUMPYS = {torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn}  # which cost a few calls more
+_HEADER_WRITER = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
 Pieces: TypeAlias = Sequence[bytes | memoryview]
 
 logger: logging.Logger = logging.getLogger("loopwright")
@@ -103,7 +106,41 @@ class Snapshot:
     tensors: dict[str, Tensor]
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
+@dataclass(frozen=True)
+class Prepared:
+    """The files of a checkpoint, ready to be written.
+
+    Attributes:
+        step: Names the folder.
+        files: The bytes of each. Where the manifest is not among them, the pieces are the tensors' own memory.
+        facts: What the manifest is still to say, encoded.
+    """
+
+    step: int
+    files: dict[str, Pieces]
+    facts: Any
+
+
+def prepare(snapshot: Snapshot, *, whole: bool = False) -> Prepared:
+    """The bytes that a snapshot comes to.
+
+    Args:
+        snapshot: What is to be saved.
+        whole: Whether to copy and hash them all at once, so that nothing is left to be done but the writing.
+    """
+    files: dict[str, Pieces] = {
+        MODEL: _tensor_pieces(snapshot.weights),
+        STATE_TENSORS: _tensor_pieces(snapshot.tensors),
+        STATE: [to_json(snapshot.tree)],
+    }
+    facts = encode(snapshot.facts)[0]
+    if whole:
+        files = {name: [b"".join(pieces)] for name, pieces in files.items()}
+        files[MANIFEST] = [_manifest(files, {name: _sha256(*pieces) for name, pieces in files.items()}, facts)]
+    return Prepared(snapshot.facts["step"], files, facts)
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot | Prepared) -> Path:
     """Write a checkpoint; when this returns, it is durable.
 
     Args:
@@ -116,37 +153,35 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     Raises:
         SaveError: The system refused to write; older checkpoints are untouched.
     """
-    files: dict[str, Pieces] = {
-        MODEL: _tensor_pieces(snapshot.weights),
-        STATE_TENSORS: _tensor_pieces(snapshot.tensors),
-        STATE: [to_json(snapshot.tree)],
-    }
-    facts = encode(snapshot.facts)[0]
+    prepared = prepare(snapshot) if isinstance(snapshot, Snapshot) else snapshot
     with SaveError.on(folder):
-        target = _free_name(folder, snapshot.facts["step"])
-        _write_folder(folder, target, files, facts)
+        target = _free_name(folder, prepared.step)
+        _write_folder(folder, target, prepared)
     return target
 
 
-def _write_folder(folder: Path, target: Path, files: Mapping[str, Pieces], facts: Any) -> None:
-    hashes: dict[str, str] = {}
+def _write_folder(folder: Path, target: Path, prepared: Prepared) -> None:
     writing = folder / f".writing-{target.name}"
-    _remove(writing)
     try:
         os.mkdir(writing)
-        large = sum(len(piece) for pieces in files.values() for piece in pieces) > _WORTH_A_THREAD
-        hashing = threading.Thread(  # while the disk writes; it takes about as long
-            target=lambda: hashes.update((name, _sha256(*pieces)) for name, pieces in files.items()),
-            name="loopwright-hash",
-        )
-        (hashing.start if large else hashing.run)()
-        try:
-            for name, pieces in files.items():
-                _write_file(writing / name, pieces)
-        finally:
-            if large:
+    except FileExistsError:  # a save that failed could not be removed
+        _remove(writing)
+        os.mkdir(writing)
+    try:
+        if MANIFEST in prepared.files:
+            _write_files(writing, prepared.files)
+        else:
+            hashes: dict[str, str] = {}
+            hashing = threading.Thread(  # while the disk writes; it takes about as long
+                target=lambda: hashes.update((name, _sha256(*pieces)) for name, pieces in prepared.files.items()),
+                name="loopwright-hash",
+            )
+            hashing.start()
+            try:
+                _write_files(writing, prepared.files)
+            finally:
                 hashing.join()
-        _write_file(writing / MANIFEST, [_manifest(files, hashes, facts)])
+            _write_files(writing, {MANIFEST: [_manifest(prepared.files, hashes, prepared.facts)]})
         sync_folder(writing)
         os.rename(writing, target)
     except OSError:
@@ -162,15 +197,30 @@ def _manifest(files: Mapping[str, Pieces], hashes: Mapping[str, str], facts: Any
     return head + _sha256(head).encode() + b"\n"
 
 
-def _write_file(path: Path, pieces: Pieces) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def _write_files(folder: Path, files: Mapping[str, Pieces]) -> None:
+    """Write all of the files, and only then wait for the disk: it takes them in one go."""
+    # With as little as can be between two system calls: at each the loop may have to wait for Python's lock.
+    parts = [(folder / name, pieces if len(pieces) == 1 else _gathered(pieces)) for name, pieces in files.items()]
+    descriptors: list[int] = []
     try:
-        for view in _gathered(pieces):
-            while view:
-                view = view[os.write(descriptor, view[: 2**27]) :]
-        os.fsync(descriptor)
+        for path, views in parts:
+            descriptors.append(descriptor := os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            for view in views:
+                written = os.write(descriptor, view if len(view) <= _AT_ONCE else memoryview(view)[:_AT_ONCE])
+                while written < len(view):
+                    written += os.write(descriptor, memoryview(view)[written : written + _AT_ONCE])
+            _begin_to_sync(descriptor)
+        for descriptor in descriptors:
+            os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _begin_to_sync(descriptor: int) -> None:
+    """Have the disk begin with a file, so that the wait for several is not the sum of them."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _gathered(pieces: Pieces) -> Iterator[memoryview]:
@@ -184,7 +234,8 @@ def _gathered(pieces: Pieces) -> Iterator[memoryview]:
             yield memoryview(piece)
         else:
             small += piece
-    yield memoryview(small)
+    if small:
+        yield memoryview(small)
 
 
 def sync_folder(folder: Path) -> None:
@@ -201,23 +252,32 @@ def _tensor_pieces(tensors: Mapping[str, Tensor]) -> Pieces:
 
     The library would copy them all into one piece, and refuse those that share memory or do not lie in one piece.
     """
-    types = list(_TYPES)
     entries, pieces, end = {}, [], 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-types.index(item[1].dtype), item[0])):
+    for name, tensor in sorted(tensors.items(), key=lambda item: (_ORDER[item[1].dtype], item[0])):
         piece = _memory(tensor)
         begin, end = end, end + len(piece)
+        if tensor.dim() > _MAX_DIMENSIONS:
+            raise CheckpointError(
+                f"{name[:80]!r} has more than {_MAX_DIMENSIONS} dimensions, and could not be read back"
+            )
         entries[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         pieces.append(piece)
-    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    if "__metadata__" in entries:
+        raise CheckpointError("a tensor is named '__metadata__', which safetensors keeps for itself")
+    header = _HEADER_WRITER.encode(entries).encode()
     header += b" " * (-len(header) % 8)
-    head = len(header).to_bytes(8, "little") + header
-    _check_header(head, "the tensors")
-    return [head, *pieces]
+    check_amount(header)
+    if len(header) > _MAX_HEADER:
+        raise CheckpointError(f"the names of {len(entries)} tensors come to more than {_MAX_HEADER} bytes")
+    return [len(header).to_bytes(8, "little") + header, *pieces]
 
 
 def _memory(tensor: Tensor) -> memoryview:
     """The tensor's elements, little-endian: its own memory where it is such, else a copy."""
-    data = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
+    if tensor.dtype in _NOT_NUMPYS or not tensor.is_contiguous():
+        data = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
+    else:
+        data = tensor.numpy(force=True).reshape(-1).view("uint8")
     if sys.byteorder == "big":
         data = data.reshape(-1, tensor.itemsize)[:, ::-1].reshape(-1)
     return data.data
@@ -231,12 +291,11 @@ def _sha256(*pieces: bytes | memoryview) -> str:
 
 
 def _free_name(folder: Path, step: int) -> Path:
-    taken = {path.name for path in folder.iterdir()}
     name = base = f"step-{step:09d}"
     number = 2
-    while name in taken:
+    while os.path.lexists(path := folder / name):
         name, number = f"{base}-{number}", number + 1
-    return folder / name
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -531,8 +590,13 @@ def prune(folder: Path, keep: int, best: Path | None) -> list[Path]:
             strange.append(path)
             continue
         doomed = folder / f".deleting-{path.name}"
-        _remove(doomed)
-        os.rename(path, doomed)  # gone at once: a half-deleted one is never taken for a checkpoint
+        try:
+            os.rename(path, doomed)  # gone at once: a half-deleted one is never taken for a checkpoint
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _remove(doomed)  # one that could not be removed to its end
+            os.rename(path, doomed)
         _remove(doomed)
     return strange
 

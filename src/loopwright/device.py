@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -39,13 +39,22 @@ def resolve_device(device: torch.device | str) -> torch.device:
 
 def place(model: nn.Module, optimizer: Optimizer, others: Iterable[object], device: torch.device) -> None:
     """Bring a model, its optimizer's state, and whatever modules there are among ``others`` to a device."""
-    if any(tensor.device != device for tensor in (*model.parameters(), *model.buffers())):
+    if any(tensor.device != device for tensor in _tensors(model)):
         model.to(device)
         if optimizer.state:
             optimizer.load_state_dict(optimizer.state_dict())  # casts its tensors to the parameters' device
     for other in others:
         if isinstance(other, nn.Module):
             other.to(device)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """What ``model.to`` moves. Parameters() and buffers() give the same, and take three times as long to name it."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for tensor in held.values():
+                if tensor is not None:
+                    yield tensor
 
 
 def move(batch: Any, device: torch.device) -> Any:

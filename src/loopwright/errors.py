@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 
 class LoopwrightError(Exception):
@@ -55,9 +56,77 @@ class ConfigError(LoopwrightError, ValueError):
 
 
 class NonFiniteError(LoopwrightError, FloatingPointError):
-    """A loss, a gradient norm or a parameter became NaN or infinite under ``on_nonfinite="raise"``."""
+    """A loss, a gradient norm or a parameter became NaN or infinite under ``on_nonfinite="raise"``.
+
+    What was found out is in the message and in these attributes; each is None, or empty, where it is not known.
+
+    Args:
+        what: What is not finite, and where.
+        why: Where it comes from.
+        fix: What to do about it.
+        found: What was not finite, as in the attribute.
+
+    Attributes:
+        found: What was not finite: ``"loss"``, ``"gradient"`` or ``"parameters"``.
+        epoch: Where, counted from 1.
+        batch: Where in the epoch, counted from 1.
+        step: The optimizer step that it would have become, counted from 1.
+        cause: Where it comes from: ``"input"``, ``"weights"``, ``"forward"`` (an operation in the model), ``"loss"``
+            (one in the loss or the step, outside of the model), ``"backward"`` (a gradient of finite numbers), or
+            ``"update"`` (the optimizer's step, or whoever else wrote to the weights).
+        module: The name of the innermost module with the first operation that went wrong, as ``named_modules`` has
+            it; empty for the model itself.
+        operation: The name of that operation, such as ``"log"``.
+        samples: The dataset's indices of the batch's samples.
+        bad_samples: Those of them in whose rows the first number that is not finite stands.
+        inputs: The tensors of the batch that are not finite, such as ``"batch[0]"``.
+        parameters: The names of the parameters that are not finite, or whose gradients are not.
+        terms: The step's own metrics that were not finite.
+        checkpoint: The newest checkpoint that can be gone on from.
+        inexact: Why the search may not have seen what happened: it runs the batch once more.
+        details: The lines of the message between what was found and why.
+        searched: Whether the source has been looked for.
+
+    Examples:
+        >>> batches = [(torch.ones(2, 3), torch.ones(2, 1)), (torch.ones(2, 3) / 0, torch.ones(2, 1))]
+        >>> try:
+        ...     Trainer(model, optimizer, loss).fit(batches, epochs=1)
+        ... except NonFiniteError as error:
+        ...     print(error.cause, error.inputs, error.place)
+        input ['batch[0]'] epoch 1, batch 2
+    """
 
     id = "non-finite"
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "", found: str | None = None) -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.found: str | None = found
+        self.epoch: int | None = None
+        self.batch: int | None = None
+        self.step: int | None = None
+        self.cause: str | None = None
+        self.module: str | None = None
+        self.operation: str | None = None
+        self.samples: list[Any] | None = None
+        self.bad_samples: list[Any] = []
+        self.inputs: list[str] = []
+        self.parameters: list[str] = []
+        self.terms: list[str] = []
+        self.checkpoint: Path | None = None
+        self.inexact: list[str] = []
+        self.details: list[str] = []
+        self.searched: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where it was found, in words; empty where that is not known."""
+        return "" if self.batch is None else f"epoch {self.epoch}, batch {self.batch}"
+
+    def compose(self) -> None:
+        """Make the message anew, of what the attributes now say."""
+        why, fix = self.why and f"why: {self.why}", self.fix and f"fix: {self.fix}"
+        lines = [line for line in (*self.details, why, fix) if line]
+        self.args = ("\n  ".join([f"[{self.id}] {self.what}", *lines]),)
 
 
 class ShapeMismatchError(LoopwrightError, ValueError):

@@ -143,7 +143,8 @@ def _in_tensors(batched: Any) -> Iterator[Tensor]:
     """What such a batch sampler gives, each batch as a tensor."""
     size: int = batched.batch_size
     order, draw_once_more = _order_of(batched.sampler)
-    parts = (order,) if len(order) <= size * _SPLIT else order.split(size * _SPLIT)
+    cut: Any = order.split  # typed as Any, since torch has no annotation there
+    parts = (order,) if len(order) <= size * _SPLIT else cut(size * _SPLIT)
     rest: tuple[Tensor, ...] = ()
     for part in parts:
         batches = part.split(size) if len(part) else ()
@@ -254,7 +255,22 @@ def samples_of(loader: object, start: RandomState | None, number: int) -> list[A
     return None
 
 
-def drawing(loader: DataLoader[Any]) -> Any:
+def made_again(loader: object, samples: list[Any] | None, number: int) -> Any:
+    """A batch fetched once more, where that asks nothing of the user's code and draws nothing; else None.
+
+    Args:
+        loader: The loader.
+        samples: The indices of its samples.
+        number: The batch's, counted from 0.
+    """
+    if type(loader) in (list, tuple):
+        return loader[number] if number < len(loader) else None  # type: ignore[index, arg-type]  # it is one of these
+    if samples is None or why_not_whole(loader) is not None:
+        return None
+    return next(_gathered(loader, iter([samples])), None)
+
+
+def drawing(loader: Any) -> Any:
     """What draws a loader's indices: its sampler, that of a plain batch sampler, or a batch sampler of another kind."""
     batched = loader.batch_sampler
     if batched is None:

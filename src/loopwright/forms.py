@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeAlias, Union
 
 from torch import Tensor
@@ -24,7 +24,8 @@ def check_form(value: Any, form: Any, path: str = "$") -> None:
         form: A type hint made of plain types, tensors, ``Any``, unions and TypedDicts. An int passes for a float.
         path: What the value is called in the error.
     """
-    if not _check(value, form, path):
+    # Whether it fits is told five times as fast as where it does not.
+    if not _fitting(form)(value) and not _check(value, form, path):
         raise _wrong(value, form, path)
 
 
@@ -61,6 +62,46 @@ def _check(value: Any, form: Any, path: str) -> bool:
     if form is Tensor:
         return isinstance(value, Tensor)
     return type(value) is form or (form is float and type(value) is int)
+
+
+@functools.cache
+def _fitting(form: Any) -> Callable[[Any], bool]:
+    """A function that says of a value what ``_check`` would, and nothing else."""
+    if form is Any:
+        return lambda value: True
+    if form == Count:
+        return lambda value: type(value) is int and 0 <= value < 2**63
+    if form is None or form is types.NoneType:
+        return lambda value: value is None
+    if form is Tensor:
+        return lambda value: isinstance(value, Tensor)
+    if is_typeddict(form):
+        fitting = {key: _fitting(hint) for key, hint in _hints(form).items()}
+        return lambda value: (
+            type(value) is dict
+            and value.keys() == fitting.keys()
+            and all(fits(value[key]) for key, fits in fitting.items())
+        )
+    origin, parts = typing.get_origin(form), typing.get_args(form)
+    if origin in (Union, types.UnionType):
+        any_of = tuple(_fitting(part) for part in parts)
+        return lambda value: any(fits(value) for fits in any_of)
+    if origin is list or (origin is tuple and parts[1:] == (...,)):
+        item = _fitting(parts[0])
+        return lambda value: type(value) is origin and all(map(item, value))
+    if origin is tuple:
+        each = tuple(_fitting(part) for part in parts)
+        return lambda value: (
+            type(value) is tuple
+            and len(value) == len(each)
+            and all(fits(item) for fits, item in zip(each, value, strict=True))
+        )
+    if origin is dict:
+        key_fits, value_fits = _fitting(parts[0]), _fitting(parts[1])
+        return lambda value: type(value) is dict and all(map(key_fits, value)) and all(map(value_fits, value.values()))
+    if form is float:
+        return lambda value: type(value) in (int, float)
+    return lambda value: type(value) is form
 
 
 @functools.cache

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from loopwright.averages import Watch
 from loopwright.errors import NonFiniteError
-from loopwright.step import check_trainable
+from loopwright.step import bad_weight, check_trainable
 
 if TYPE_CHECKING:
     from loopwright.state import State
 
 _SUMMED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_ROW = 128
+LOSS, NORM = "the loss", "the norm of the gradients"
 
 NonFinitePolicy: TypeAlias = Literal["raise", "skip", "ignore"]
 
@@ -37,6 +40,7 @@ class Guard:
         self._from = (0, 0, 0)
         self._accumulate = 1
         self._reads = 0
+        self._weights = Weights()
 
     def begin(self, state: State[Any]) -> None:
         """From here on, values are counted: at an epoch's first batch, and after each look."""
@@ -46,6 +50,12 @@ class Guard:
         self._from = (state.progress.epoch, state.progress.batch, state.progress.step)
         self._accumulate = state.plan.accumulate
         self._reads = state.metrics.reads
+        self._weights = Weights()
+
+    def weight(self, state: State[Any], weight: float | Tensor) -> None:
+        """Take in what a batch counts for, where that is on the device."""
+        if isinstance(weight, Tensor):
+            self._weights.add(state.progress.batch, weight)
 
     def loss(self, state: State[Any], loss: Tensor) -> tuple[float | Tensor, bool]:
         """The loss's value, still on the device unless it is read at every step, and whether it may be used.
@@ -73,7 +83,7 @@ class Guard:
         if self._policy == "raise":
             state.metrics.record("train/loss", number)
             progress = state.progress
-            raise _at("the loss", number, progress.epoch, progress.batch, progress.step)
+            raise error_at(LOSS, number, progress.epoch, progress.batch, progress.step)
         return number, False
 
     def norm(self, state: State[Any], norm: Tensor) -> None:
@@ -89,7 +99,13 @@ class Guard:
         elif not math.isfinite(number := norm.item()):
             progress, accumulate = state.progress, state.plan.accumulate
             first = progress.batch // accumulate * accumulate  # of the window
-            raise _at("the norm of the gradients", number, progress.epoch, first, progress.step)
+            raise error_at(NORM, number, progress.epoch, first, progress.step)
+
+    def found(self, state: State[Any], what: str, value: float | Tensor | None) -> NonFiniteError:
+        """The error for what is found at the present batch, or window, without raising it."""
+        progress, accumulate = state.progress, state.plan.accumulate
+        batch = progress.batch if what == LOSS else progress.batch // accumulate * accumulate
+        return error_at(what, None if value is None else float(value), progress.epoch, batch, progress.step)
 
     def leave_out(self) -> None:
         """A batch or a window is not counted, so that those after it have to be counted anew."""
@@ -105,18 +121,20 @@ class Guard:
 
         Raises:
             NonFiniteError: One of the values is not finite; the error names the first.
+            ConfigError: One of the weights is negative, or not finite.
         """
         if self._eager:
             return
+        self._weights.check(f"epoch {state.progress.epoch + 1}, batch {{}}")
         epoch, batch, step = self._from
         window, within = divmod(batch, self._accumulate)  # the count may have begun in the middle of a window
         loss, norm = self._losses.first_bad(), self._norms.first_bad()
         if norm is not None and (loss is None or norm < (within + loss) // self._accumulate):
             first = (window + norm) * self._accumulate
-            raise _at("the norm of the gradients", None, epoch, first, step + norm)
+            raise error_at(NORM, None, epoch, first, step + norm)
         if loss is not None:
             state.metrics.record("train/loss", math.nan)
-            raise _at("the loss", None, epoch, batch + loss, step + (within + loss) // self._accumulate)
+            raise error_at(LOSS, None, epoch, batch + loss, step + (within + loss) // self._accumulate)
         self.begin(state)
 
     def parameters(self, model: nn.Module) -> None:
@@ -131,17 +149,60 @@ class Guard:
         if all_finite(trainable.values()):
             return
         bad = [name for name, p in trainable.items() if not all_finite([p])]
-        raise NonFiniteError(
+        error = NonFiniteError(
             f"{len(bad)} of {len(trainable)} trainable parameters hold NaN or infinite values: {', '.join(bad[:5])}"
             + (", ..." if len(bad) > 5 else ""),
             why="the gradients of an earlier step were not finite, or the learning rate is far too high",
             fix="a smaller learning rate, or clip_norm=1.0, which also checks the gradients of every step",
+            found="parameters",
         )
+        error.parameters = bad
+        raise error
 
 
+class Weights:
+    """What batches count for, where that waits on a device to be looked at."""
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+        self._newest: list[Tensor] = []
+        self._rows: list[Tensor] = []  # a hundred to a row: a scalar of its own takes much memory there
+
+    def add(self, number: int, weight: Tensor) -> None:
+        """Take in the weight of the batch with this number, counted from 1."""
+        self._numbers.append(number)
+        self._newest.append(weight)
+        if len(self._newest) >= _ROW:
+            self._fold()
+
+    def check(self, where: str) -> None:
+        """Look at all of them, which waits for the device.
+
+        Args:
+            where: The words for a batch, with a place for its number.
+
+        Raises:
+            ConfigError: One is negative, or not finite; it names the first.
+        """
+        if not self._numbers:
+            return
+        if self._newest:
+            self._fold()
+        weights = torch.cat(self._rows)
+        bad = (~(torch.isfinite(weights) & (weights >= 0))).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            raise bad_weight(float(weights[first]), " in " + where.format(self._numbers[first]))
+
+    def _fold(self) -> None:
+        self._rows.append(torch.stack([weight.float() for weight in self._newest]))
+        self._newest = []
+
+
+@torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element of every tensor is finite; waits for each device once, and again where one may not be."""
-    dense = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
+    dense = [t.detach().coalesce().values() if t.is_sparse else t for t in tensors]
     # A sum is not finite where one element is not. It may also be too large, which only looking at each can tell:
     # that takes thirty times as long on large tensors, for the tensors as large as these that it makes.
     summed = [t for t in dense if t.dtype in _SUMMED]
@@ -162,11 +223,15 @@ def _each_finite(tensors: list[Tensor]) -> bool:
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
-def _at(what: str, value: float | None, epoch: int, batch: int, step: int) -> NonFiniteError:
-    return NonFiniteError(
+def error_at(what: str, value: float | None, epoch: int, batch: int, step: int) -> NonFiniteError:
+    """The error for a value found there, all counted from 0."""
+    error = NonFiniteError(
         f"{what} is {'not finite' if value is None else value} in epoch {epoch + 1}, batch {batch + 1}, "
         f"at optimizer step {step + 1}",
-        why="training on would turn the weights into NaN" if what == "the loss" else "the step would ruin the weights",
-        fix="a smaller learning rate, clip_norm=1.0, or a look at that batch's data; "
+        why="training on would turn the weights into NaN" if what == LOSS else "the step would ruin the weights",
+        fix=f"a smaller learning rate{', clip_norm=1.0,' if what == LOSS else ''} or a look at that batch's data; "
         'on_nonfinite="skip" drops such batches',
+        found="loss" if what == LOSS else "gradient",
     )
+    error.epoch, error.batch, error.step = epoch + 1, batch + 1, step + 1
+    return error

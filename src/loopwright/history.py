@@ -31,9 +31,14 @@ class History:
         """Add the row of an epoch that a later fit may go on with; ``means`` are those of its batches so far."""
         self._add(state, {f"train/{name}": mean for name, mean in means.items()})
 
+    def steps_by(self, epoch: int) -> int | None:
+        """The optimizer steps of the run by the end of an epoch, counted from 1; 0 before the first."""
+        steps = [row["step"] for row in self._rows if row["epoch"] == epoch]
+        return int(steps[-1]) if steps else None if epoch else 0
+
     def state_dict(self) -> dict[str, Any]:
         """The rows, and how far the metrics are in them."""
-        return {"rows": self.rows(), "mark": self._mark, "finished": self._finished}
+        return {"rows": list(self._rows), "mark": self._mark, "finished": self._finished}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""

@@ -7,16 +7,26 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
-from loopwright.callback import Callback
+from loopwright.callback import Callback, without_output
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
 from loopwright.schedule import Every
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from loopwright.state import State
     from loopwright.step import Output
+
+
+@runtime_checkable
+class Histograms(Protocol):
+    """Something that draws the values of a tensor, such as a TensorBoardLogger."""
+
+    def histogram(self, name: str, values: Tensor, step: int) -> None:
+        """Take in the values of one name at one step."""
 
 
 class _Written(TypedDict):
@@ -103,6 +113,7 @@ class Logger(Callback[Any], ABC):
         if state.progress.batch == 0 and self._epoch_due(state):
             self.record(state)
 
+    @without_output
     def on_batch_end(self, state: State, output: Output) -> None:
         """Write where a number of steps is due: once, though a step may be followed by more than one batch."""
         if self.every.steps is not None and state.progress.step != self._batched:

@@ -25,14 +25,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+def takes_wrapper(model: nn.Module) -> bool:
+    """Whether compiling in place would compile nothing.
+
+    torch's compiler passes over frames of torch's own, such as nn.Sequential's; what is around them is compiled.
+    """
+    return type(model).compile is nn.Module.compile and type(model).forward.__module__.startswith("torch.")
+
+
 @contextlib.contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
     """The model compiled in place: its class, its parameters and their names stay what they are."""
     if model._compiled_call_impl is not None:  # the user has compiled it, and it stays so
         yield
         return
-    if type(model).compile is nn.Module.compile and type(model).forward.__module__.startswith("torch."):
-        # torch's compiler passes over frames of torch's own, such as nn.Sequential's; ours around it is compiled.
+    if takes_wrapper(model):
+
         def call(*args: Any, **kwargs: Any) -> Any:
             return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch has no annotation there
 

@@ -26,6 +26,7 @@ MAX_VALUES = 2**20  # in one JSON text: reading takes some hundred bytes of memo
 _TUPLE, _DICT, _FLOAT, _TENSOR, _COMPLEX, _SPARSE = "$tuple", "$dict", "$float", "$tensor", "$complex", "$sparse"
 _BITS = "$bits"
 _KEYS = (bool, int, float, str)
+_LARGEST = 2**63  # beyond it a whole number's digits are counted
 
 # What every version of safetensors holds as it is.
 _HELD = {
@@ -83,6 +84,8 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor], depth: int) -> An
     kind = type(value)
     if depth > MAX_DEPTH:
         raise _refused(path, value, f"it is nested more than {MAX_DEPTH} deep, or contains itself")
+    if kind is dict or kind is list:
+        return _encode_items(value, path, tensors, depth)
     if value is None or kind is bool:
         return value
     if kind is str:
@@ -93,24 +96,48 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor], depth: int) -> An
         return value if math.isfinite(value) else {_FLOAT: repr(value)}
     if kind in _TENSORS:
         return _encode_tensor(value, path, tensors)
-    if kind is list or kind is tuple:
-        items = [_encode(item, f"{path}[{i}]", tensors, depth + 1) for i, item in enumerate(value)]
-        return items if kind is list else {_TUPLE: items}
-    if kind is dict:
-        for key in value:
-            if key is not None and type(key) not in _KEYS:
-                raise _refused(f"{path}.{key}", key, "a key must be a str, an int, a float, a bool or None")
-            if type(key) is str and not _is_text(key):
-                raise _refused(path, key, "it is a key with half of a surrogate pair in it")
-        if all(type(key) is str and not key.startswith("$") for key in value):
-            return {key: _encode(item, f"{path}.{key}", tensors, depth + 1) for key, item in value.items()}
-        return {
-            _DICT: [
-                [_encode(key, path, tensors, depth + 1), _encode(item, f"{path}.{key}", tensors, depth + 1)]
-                for key, item in value.items()
-            ]
-        }
+    if kind is tuple:
+        return {_TUPLE: _encode_items(list(value), path, tensors, depth)}
     return _refuse(path, value, "")
+
+
+def _encode_items(value: Any, path: str, tensors: dict[str, Tensor], depth: int) -> Any:
+    """The items of a dict or a list: thousands of them, where a history is long."""
+    named = type(value) is dict
+    if named and not all(type(key) is str and key.isascii() and key[:1] != "$" for key in value):
+        return _encode_odd_keys(value, path, tensors, depth)
+    for item in value.values() if named else value:
+        kind = type(item)
+        if not (
+            (kind is float and item - item == 0.0)  # finite
+            or (kind is int and -_LARGEST < item < _LARGEST)
+            or item is None
+            or kind is bool
+            or (kind is str and item.isascii())
+        ):
+            break
+    else:
+        if depth < MAX_DEPTH:
+            return value.copy()  # there is nothing in it that is not as it will be
+    if named:
+        return {key: _encode(item, f"{path}.{key}", tensors, depth + 1) for key, item in value.items()}
+    return [_encode(item, f"{path}[{i}]", tensors, depth + 1) for i, item in enumerate(value)]
+
+
+def _encode_odd_keys(value: dict[Any, Any], path: str, tensors: dict[str, Tensor], depth: int) -> Any:
+    """A dict with keys that are no text, or not certain to be, or that begin as ours do."""
+    for key in value:
+        if key is not None and type(key) not in _KEYS:
+            raise _refused(f"{path}.{key}", key, "a key must be a str, an int, a float, a bool or None")
+        if type(key) is str and not _is_text(key):
+            raise _refused(path, key, "it is a key with half of a surrogate pair in it")
+    pairs = [
+        (_encode(key, path, tensors, depth + 1), _encode(item, f"{path}.{key}", tensors, depth + 1))
+        for key, item in value.items()
+    ]
+    if all(type(key) is str and not key.startswith("$") for key in value):
+        return dict(pairs)
+    return {_DICT: [[key, item] for key, item in pairs]}
 
 
 def _encode_tensor(value: Tensor, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -244,9 +271,18 @@ def to_json(tree: Any) -> bytes:
     Raises:
         CheckpointError: It is more than ``from_json`` reads.
     """
-    data = json.dumps(tree, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
-    _check_size(data)
+    data = _WRITER.encode(tree).encode()
+    check_amount(data)  # it is not too deep, for encode is not
     return data
+
+
+def check_amount(data: bytes) -> None:
+    """Raise CheckpointError where JSON of our own is more than ``from_json`` reads."""
+    if len(data) > MAX_VALUES:  # less cannot hold too many
+        _check_size(data)
+
+
+_WRITER = json.JSONEncoder(ensure_ascii=True, check_circular=False, allow_nan=False, separators=(",", ":"))
 
 
 def from_json(data: bytes) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import random
@@ -73,8 +74,9 @@ class RandomState:
         """As plain data and tensors: the rows of numbers are tensors, which are quick to save."""
         python, numpy = self.python, self.numpy
         return {
-            "python": None if python is None else (python[0], torch.tensor(python[1]), python[2]),
-            "numpy": None if numpy is None else (numpy[0], torch.tensor(numpy[1].tolist()), *numpy[2:]),
+            # Through an array: torch would look at each number by itself, which takes eight times as long.
+            "python": None if python is None else (python[0], _row(array.array("q", python[1])), python[2]),
+            "numpy": None if numpy is None else (numpy[0], _row(numpy[1].astype("int64")), *numpy[2:]),
             "torch_cpu": self.torch_cpu,
             "torch_cuda": list(self.torch_cuda),
             "own": list(self.own),
@@ -124,6 +126,10 @@ class RandomState:
             torch.cuda.set_rng_state_all(self.torch_cuda[: torch.cuda.device_count()])
         for generator, state in zip(own, self.own, strict=False):
             generator.set_state(state)
+
+
+def _row(numbers: Any) -> Tensor:
+    return torch.frombuffer(numbers, dtype=torch.int64)
 
 
 def _numbers(row: Tensor, count: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from loopwright.errors import ConfigError
-from loopwright.state import Progress
+from loopwright.state import Progress, of_one_layer
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -101,7 +101,7 @@ def _panels(history: list[dict[str, float]]) -> dict[str, _Panel]:
     panels: dict[str, _Panel] = {}
     for row in history:
         for name, value in row.items():
-            if name in ("epoch", "step"):
+            if name in ("epoch", "step") or of_one_layer(name):
                 continue
             stage, _, rest = name.partition("/")
             panel, curve = (rest, stage) if rest and stage in ("train", "val") else (name, "")

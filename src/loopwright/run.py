@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, cast, runtime_checkable
@@ -162,20 +161,21 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """All but the weights, as plain data and tensors."""
         model, optimizer = plain_module(self.state.model), self.state.optimizer
+        own = model.state_dict()
         callbacks = {key: callback.state_dict() for key, callback in self.callbacks.items()}
         return {
             "name": self.name,
             "model": {
                 "training": {name: module.training for name, module in model.named_modules()},
                 "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
-                "buffers": _beside_state(model),
-                "extra": {k: v for k, v in model.state_dict().items() if not fits_safetensors(k, v)},
+                "buffers": {name: buffer for name, buffer in model.named_buffers() if name not in own},
+                "extra": {k: v for k, v in own.items() if not fits_safetensors(k, v)},
             },
             "optimizer": plain_state(optimizer.state_dict()),
             "beside": [parameter.detach() for parameter in _beside(self.state)],
             "schedule": None if self.schedule is None else plain_state(self.schedule.lr_scheduler.state_dict()),
             "scaler": None if self.scaler is None else plain_state(self.scaler.state_dict()),
-            "progress": dataclasses.asdict(self.state.progress),
+            "progress": dict(vars(self.state.progress)),
             "metrics": self.state.metrics.state_dict(),
             "random": RandomState.capture(self.data.generators()).state_dict(),
             "data": self.data.state_dict(0 if self.epoch_over else self.state.progress.batch),
@@ -457,7 +457,8 @@ def _beside_state(model: nn.Module) -> dict[str, Tensor]:
 def _beside(state: State[Any]) -> list[Tensor]:
     """What the optimizer holds and the model does not, such as the parameters of a loss."""
     of_model = {id(parameter) for parameter in state.model.parameters()}
-    return [parameter for parameter in parameters_of(state) if id(parameter) not in of_model]
+    in_optimizer = (p for group in state.optimizer.param_groups for p in group["params"])
+    return list({id(p): p for p in in_optimizer if id(p) not in of_model}.values())
 
 
 def _copied_back(parameter: Tensor) -> Callable[[], object]:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from loopwright.checkpoint import (
     FolderLock,
+    Prepared,
     Snapshot,
     best_checkpoint,
     clear_leftovers,
     list_checkpoints,
+    prepare,
     prune,
     read_manifest,
     sync_folder,
@@ -26,11 +32,17 @@ from loopwright.checkpoint import (
 )
 from loopwright.errors import SaveError
 
+_SMALL = 2**17  # bytes of tensors: to copy and to hash them takes about a tenth of a millisecond
+
 logger: logging.Logger = logging.getLogger("loopwright")
 
 
 class Saver:
     """Writes checkpoints into one folder, one after the other, in a thread of its own.
+
+    What is small is turned into the bytes of its files in the loop, for that is the copy, and takes no longer than to
+    hand over Python's lock a few times; only system calls are left to the thread. Of what is large, the loop makes a
+    copy, and the thread does the rest.
 
     Args:
         folder: Made where it is missing, and locked against other processes.
@@ -43,10 +55,13 @@ class Saver:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._keep = keep
-        self.folder: Path = _made(folder)
+        self.folder: Path = folder
+        self._unsynced = _made(folder)
         self._lock = FolderLock(self.folder)
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._pending = 0  # orders whose end has not been taken note of
         self._copies = Snapshot({}, {}, None, {})  # of the newest save, whose memory the next one takes over
         self.has_room: bool = False
         self._best: tuple[float, Path] | None = None
@@ -72,44 +87,58 @@ class Saver:
                 sync_folder(aside)
                 sync_folder(self.folder)
                 logger.info("%d checkpoints that are not of this run are in %s now", len(others), aside)
+        if self._unsynced:
+            self._order(self._sync_parents)
         self._best = None
         if mode is not None and (best := best_checkpoint(self.folder)) is not None:
             facts = read_manifest(best)["facts"]
             if (facts["monitor"], facts["mode"]) == (monitor, mode):
                 self._best = (facts["score"], best)
 
-    def make_room(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-        """Get the memory for copies of these in the background.
+    def make_room(self, weights: Mapping[str, Tensor], others: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Get the memory for copies of these in the background, unless they are small.
 
         What the system has yet to find and to clear takes longer than the copying, and the first save would wait.
         """
         self.has_room = True
-        self._start(self._touch, weights, tensors)
+        if _size(weights) > _SMALL:
+            self._order(functools.partial(self._touch, weights, others()))
 
     def save(self, snapshot: Snapshot) -> None:
         """Save a snapshot in the background; its tensors are copied before this returns.
 
-        Waits for the save before, if it is not done.
+        A large save waits for the one before, whose memory it takes over; a small one only for the one before that.
 
         Raises:
-            SaveError: That one has failed.
+            SaveError: An earlier one has failed.
         """
-        self.wait()
-        weights = _copied(snapshot.weights, self._copies.weights)
-        tensors = _copied(snapshot.tensors, self._copies.tensors)
-        self._copies = dataclasses.replace(snapshot, weights=weights, tensors=tensors)
         self.has_room = True
-        self._start(self._write, self._copies)
+        what: Snapshot | Prepared
+        if _size(snapshot.weights) + _size(snapshot.tensors) <= _SMALL:
+            what = prepare(snapshot, whole=True)
+            while self._pending > 1:
+                self._take()
+        else:
+            self.wait()
+            weights = _copied(snapshot.weights, self._copies.weights)
+            tensors = _copied(snapshot.tensors, self._copies.tensors)
+            what = self._copies = dataclasses.replace(snapshot, weights=weights, tensors=tensors)
+        self._order(functools.partial(self._write, what, snapshot.facts))
 
-    def _start(self, work: Callable[..., None], *arguments: object) -> None:
-        self._thread = threading.Thread(target=work, args=arguments, name="loopwright-save")
-        self._thread.start()
+    def _order(self, work: Callable[[], None]) -> None:
+        if self._thread is None:
+            # A daemon, since an end that is itself cut short must not leave the process waiting for it.
+            orders = self._orders, self._ended
+            thread = threading.Thread(target=_obey, args=orders, name="loopwright-save", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._pending += 1
+        self._orders.put(work)
 
     def check(self) -> None:
         """Raise the error of a save in the background, if there was one."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        while self._pending and not self._ended.empty():  # at every step, and so with little ado
+            self._take()
 
     def wait(self) -> None:
         """Return when the newest save is durable.
@@ -117,40 +146,64 @@ class Saver:
         Raises:
             SaveError: It has failed.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
+        while self._pending:
+            self._take()
+
+    def _take(self) -> None:
+        error = self._ended.get()
+        self._pending -= 1
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Finish what is being written, and let go of the folder."""
+        self._orders.put(None)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._error is not None:  # another error is on its way, so that nobody asked for this one
-            logger.error("%s", self._error)
-            self._error = None
+        while not self._ended.empty():  # another error is on its way, so that nobody asked for these
+            if (error := self._ended.get()) is not None:
+                logger.error("%s", error)
         self._lock.release()
+
+    def _sync_parents(self) -> None:
+        with SaveError.on(self.folder):
+            while self._unsynced:
+                sync_folder(self._unsynced[0])
+                del self._unsynced[0]
 
     def _touch(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         with contextlib.suppress(RuntimeError):  # of memory that is not there the save itself will tell
             self._copies = Snapshot({}, _zeros(weights), None, _zeros(tensors))
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, what: Snapshot | Prepared, facts: Mapping[str, Any]) -> None:
+        path = write_checkpoint(self.folder, what)
+        logger.debug("saved %s", path)
+        score, sign = facts["score"], -1.0 if facts["mode"] == "min" else 1.0
+        if score is not None and (self._best is None or sign * score > sign * self._best[0]):
+            self._best = (score, path)
+        with SaveError.on(self.folder):
+            strange = prune(self.folder, self._keep, None if self._best is None else self._best[1])
+        for found in strange:
+            if found not in self._strange:
+                self._strange.add(found)
+                logger.warning("%s is not removed: there is something in it that no checkpoint has", found)
+
+
+def _obey(orders: queue.SimpleQueue[Callable[[], None] | None], ended: queue.SimpleQueue[BaseException | None]) -> None:
+    """What the thread does: one order after the other, each with its end told."""
+    while (order := orders.get()) is not None:
         try:
-            path = write_checkpoint(self.folder, snapshot)
-            logger.debug("saved %s", path)
-            score, sign = snapshot.facts["score"], -1.0 if snapshot.facts["mode"] == "min" else 1.0
-            if score is not None and (self._best is None or sign * score > sign * self._best[0]):
-                self._best = (score, path)
-            with SaveError.on(self.folder):
-                strange = prune(self.folder, self._keep, None if self._best is None else self._best[1])
-            for found in strange:
-                if found not in self._strange:
-                    self._strange.add(found)
-                    logger.warning("%s is not removed: there is something in it that no checkpoint has", found)
+            order()
         except BaseException as error:  # whatever it is, the loop gets it at its next step
-            self._error = error
+            ended.put(error)
+        else:
+            ended.put(None)
+        del order  # and the copies that it holds
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _copied(tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -172,16 +225,15 @@ def _empty(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
 
-def _made(folder: Path) -> Path:
-    """The folder, made with its parents, each of them durable."""
+def _made(folder: Path) -> list[Path]:
+    """Make the folder with its parents; those in which one was made, and which are not durable yet."""
     with SaveError.on(folder):
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
-            sync_folder(path.parent)
         if not folder.is_dir():
             raise NotADirectoryError(20, "Not a directory", str(folder))
-    return folder
+    return [path.parent for path in reversed(missing)]
 
 
 def _numbered(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from loopwright.adapters import plain_state
 from loopwright.batches import EpochData, length_of
@@ -37,12 +38,18 @@ class Saving:
         checkpoints: Where and when.
         guard: Looks at the parameters before each save.
         checked: Whether it does: what is saved unchecked is never the best.
+
+    Attributes:
+        active: Whether there is anywhere to save to.
     """
 
     def __init__(self, run: Run, checkpoints: Sequence[Checkpoint], guard: Guard, *, checked: bool) -> None:
         self._run, self._checkpoints, self._guard, self._checked = run, checkpoints, guard, checked
         self._savers: list[Saver] = []
         self._signals = Signals()
+        self._by_steps = any(checkpoint.every.steps is not None for checkpoint in checkpoints)
+        self._has_room = False  # all of the savers have it
+        self.active: bool = bool(checkpoints)  # whether there is anywhere to save to
 
     def check(self, resume: object) -> None:
         """Raise ConfigError unless ``resume`` says where to go on from."""
@@ -194,16 +201,21 @@ class Saving:
 
     def at_step(self) -> None:
         """Obey, if there is something to, and save where this optimizer step is due."""
-        if not self._savers:
-            return
-        self.heed()
-        for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
+        if self._signals.asked is not None:
+            self.obey()
+        for saver in self._savers:
             saver.check()
+        if self._has_room and not self._by_steps:
+            return
+        for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
             if checkpoint.every.due_at_step(self._run.state.progress):
                 self._save(checkpoint, saver)
             elif not saver.has_room:  # the first step is made, so that the optimizer has its state by now
-                optimizer = {"optimizer": plain_state(self._run.state.optimizer.state_dict())}
-                saver.make_room(self._run.weights(), encode(optimizer)[1])
+                saver.make_room(self._run.weights(), self._optimizer_tensors)
+        self._has_room = True
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return encode({"optimizer": plain_state(self._run.state.optimizer.state_dict())})[1]
 
     def at_epoch(self) -> None:
         """Save where this epoch is due."""
@@ -217,11 +229,6 @@ class Saving:
             if saver.place != self._place():
                 self._save(checkpoint, saver)
             saver.wait()
-
-    @property
-    def active(self) -> bool:
-        """Whether there is anywhere to save to."""
-        return bool(self._savers)
 
     @property
     def asked(self) -> bool:

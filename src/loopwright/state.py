@@ -62,6 +62,7 @@ class Plan:
         val_batches: Batches in one validation pass, or None where there is none or it has no length.
         validate: When a validation is due, or None where no validation data was given.
         accumulate: Batches to one optimizer step.
+        clip_norm: The largest norm that the gradients of one step may have, or None.
     """
 
     epochs: int | None = None
@@ -70,6 +71,7 @@ class Plan:
     val_batches: int | None = None
     validate: Every | None = None
     accumulate: int = 1
+    clip_norm: float | None = None
 
     def reached(self, progress: Progress) -> str | None:
         """Which target the run has reached, ``"epochs"`` or ``"steps"``, or None."""
@@ -224,6 +226,11 @@ def check_name(name: object) -> str:
         "that begin with a letter or digit, no backslash, no '..' part, and not 'epoch' or 'step'",
         fix="for example 'train/accuracy'",
     )
+
+
+def of_one_layer(name: str) -> bool:
+    """Whether a metric is about a single layer, one of so many that bars and learning curves leave them out."""
+    return name.count("/") > 1 and name.startswith(("grad/", "update/", "weight/"))
 
 
 class State(Generic[Model_co]):

@@ -274,20 +274,21 @@ def weigh(output: Output, batch: Any, *, read: bool) -> tuple[float | Tensor, in
         return samples, samples
     if isinstance(weight, Tensor):
         if weight.numel() != 1:
-            raise _bad_weight(weight)
+            raise bad_weight(weight)
         if not read and samples is not None:
             return weight.detach().reshape(()), samples
         weight = weight.item()
     if not isinstance(weight, (int, float)) and isinstance(weight, Real):
         weight = float(weight)  # numpy's numbers
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise _bad_weight(weight)
+        raise bad_weight(weight)
     return weight, int(weight) if samples is None else samples
 
 
-def _bad_weight(weight: object) -> ConfigError:
+def bad_weight(weight: object, where: str = "") -> ConfigError:
+    """The error for a weight that cannot be one; ``where`` is the batch, in words."""
     return ConfigError(
-        f"the weight of a batch is {describe(weight) if isinstance(weight, Tensor) else repr(weight)}",
+        f"the weight of a batch is {describe(weight) if isinstance(weight, Tensor) else repr(weight)}{where}",
         why="it is how much the batch counts in means: one number of at least 0",
         fix="the number of samples, or of valid tokens",
     )

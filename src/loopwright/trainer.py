@@ -21,19 +21,21 @@ from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batc
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
+from loopwright.culprit import Culprit
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
-from loopwright.unrecorded import step_of, zero_grad_of
-from loopwright.guard import Guard, NonFinitePolicy, all_finite
+from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import deterministic_kernels, seed_everything
+from loopwright.rerun import Replay
 from loopwright.result import Result
 from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
+from loopwright.skips import Skips
 from loopwright.state import Plan, Stage, State, check_name
 from loopwright.step import (
     LossFn,
@@ -50,6 +52,7 @@ from loopwright.step import (
     values_of,
     weigh,
 )
+from loopwright.unrecorded import step_of, zero_grad_of
 from loopwright.weights import copied, holds, snapshot
 from loopwright.window import Window
 
@@ -154,12 +157,27 @@ class Trainer(Generic[Model, Batch]):
         self._callback_states: list[dict[str, Any]] | None = None
         self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
         self._restored_epoch: int | None = None
+        self._fitted: Plan | None = None  # the latest fit's
         self._warned: set[str] = set()
 
         # What holds while a call runs.
         self._running = False
         self._guard = Guard(on_nonfinite, eager=self._eager)
         self._saving = self._savers()
+        self._replay = Replay(self.state.device)
+        folders = [callback.folder for callback in self._settings.callbacks if isinstance(callback, Checkpoint)]
+        self._culprit = Culprit(
+            self.state,
+            self._step,
+            loss,
+            self._autocast,
+            self._run.data,
+            folders,
+            self._replay,
+            eager=self._eager,
+            closure=self._takes_closure,
+        )
+        self._skips = Skips(self.state, self._culprit)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
@@ -209,8 +227,12 @@ class Trainer(Generic[Model, Batch]):
             ShapeMismatchError: With ``loss=``, predictions and targets would broadcast.
         """
         state = self.state
-        plan = plan_fit(train, val, epochs, steps, validate, accumulate=self._settings.accumulate)
+        settings = self._settings
+        plan = plan_fit(
+            train, val, epochs, steps, validate, accumulate=settings.accumulate, clip_norm=settings.clip_norm
+        )
         self._check_idle("train")
+        self._fitted = plan
         self._run.history.catch_up(state)
         obeyed = self._saving.asked  # a signal ended the last fit between two batches, with all as it should be
         saving = self._saving = self._savers()
@@ -235,8 +257,8 @@ class Trainer(Generic[Model, Batch]):
                 if self._run.ended:  # else it was left between its last save and its end
                     return self._as_it_ended(reason)
             self._run.ended = False
-            with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad():
-                self._output_wanted = hooks.overrides("on_backward_end", "on_batch_end")
+            with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad(), self._culprit.searching():
+                self._output_wanted = hooks.want_output("on_backward_end", "on_batch_end")
                 for callback, saved in self._run.regained:
                     if type(callback).setup is not Callback.setup:  # which may have made all anew
                         callback.load_state_dict(saved)
@@ -293,9 +315,14 @@ class Trainer(Generic[Model, Batch]):
         if progress.batch == 0:
             self._run.averages = Averages(eager=self._eager)
         self._guard.begin(state)
+        self._replay.begin(wanted=self._eager and self._settings.on_nonfinite == "raise")
         for batch in self._saving.until_asked(self._run.data.batches(train, progress.epoch, progress.batch)):
             step = progress.step
-            self._train_batch(hooks, batch)
+            try:
+                self._train_batch(hooks, batch)
+            except NonFiniteError as error:  # here the batch is still in hand
+                self._look_into(error, hooks, batch)
+                raise
             if saves and saving.asked:
                 saving.obey()
             if run.window is not None:
@@ -329,6 +356,13 @@ class Trainer(Generic[Model, Batch]):
             self._saving.at_step()
         self._end_epoch(hooks, before)
 
+    def _look_into(self, error: NonFiniteError, hooks: Hooks, batch: Batch) -> None:
+        """Have the source of what is not finite looked for, in the batch in hand."""
+        moved = self._move(batch) if self._eager else None  # else it was found some steps after its batch
+        if moved is not None and moved is not batch and hooks.want_output("on_batch_start"):
+            error.inexact.append("the batch was moved anew, without what on_batch_start may have done to it")
+        self._culprit.look(error, moved)
+
     def _train_batch(self, hooks: Hooks, batch: Batch) -> None:
         """One batch: the canonical step, with what is due around it."""
         state = self.state
@@ -338,6 +372,8 @@ class Trainer(Generic[Model, Batch]):
         if window is None:
             window = self._run.window = self._single or self._open_window()
             self._zero_grad()
+        if self._replay.due:
+            self._replay.note()
         if self._takes_closure:
             first: list[tuple[Output, int]] = []
             state.optimizer.step(self._closure(hooks, window, batch, first))  # type: ignore[arg-type]  # typed as float, but LBFGS calls float() on it itself
@@ -358,6 +394,7 @@ class Trainer(Generic[Model, Batch]):
                 value, usable = self._guard.loss(state, loss)
                 if not usable:
                     window.finite = False
+                    self._skips.found(self._guard.found(state, LOSS, value), batch)
             window.add(values_of(output, value) if output.metrics else {"loss": value}, weight)
             if self._output_wanted:
                 output = output.detached()
@@ -377,6 +414,7 @@ class Trainer(Generic[Model, Batch]):
         progress.samples += samples
         hooks.on_batch_end(state, output)
         if not self._eager:
+            self._guard.weight(state, weight)
             self._guard.look_if_read(state)
 
     def _optimizer_step(self, hooks: Hooks, window: Window) -> None:
@@ -384,7 +422,7 @@ class Trainer(Generic[Model, Batch]):
         state, optimizer, scaler = self.state, self.state.optimizer, self._scaler
         if not window.finite or (window.size > 1 and window.empty):
             self._run.window = None
-            state.progress.skipped += 1
+            self._skips.count("weights" if window.finite else "losses")
             if not window.finite:
                 window.finite = True  # for the next batch
                 self._guard.parameters(state.model)  # with ruined weights every later step would be skipped too
@@ -407,12 +445,13 @@ class Trainer(Generic[Model, Batch]):
             parameter.grad for parameter in self._parameters if parameter.grad is not None
         ):
             skipped = True
+            self._skips.found(self._guard.found(state, NORM, None))
         else:
             self._step_optimizer()
             skipped = False
         self._run.window = None
         if skipped:
-            state.progress.skipped += 1
+            self._skips.count("gradients" if scaler is None else "scale")
             if self._settings.on_nonfinite == "skip":
                 self._guard.parameters(state.model)
             else:
@@ -429,6 +468,8 @@ class Trainer(Generic[Model, Batch]):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
+            if self._replay.due:
+                self._replay.note()
             with self._autocast or contextlib.nullcontext():
                 output = as_output(self._step(state.model, batch))
             loss = output.loss
@@ -461,9 +502,11 @@ class Trainer(Generic[Model, Batch]):
         return first[0]
 
     def _clip(self, largest: float) -> None:
-        norm = nn.utils.clip_grad_norm_(self._parameters, largest)
+        # What clip_grad_norm_ does, with a look at the norm before it turns every gradient into NaN.
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
             self._guard.norm(self.state, norm)
+        nn.utils.clip_grads_with_norm_(self._parameters, largest, norm)
 
     def _stepped(self, hooks: Hooks, window: Window) -> None:
         """After an optimizer step: counters, metrics, hooks, schedule."""
@@ -514,7 +557,8 @@ class Trainer(Generic[Model, Batch]):
         """After the epoch's validation: its schedule, its count, its row."""
         state, progress, plan = self.state, self.state.progress, self.state.plan
         number = progress.epoch + 1
-        self._move_schedule("epoch")
+        if progress.step != self._run.history.steps_by(progress.epoch):  # else every step of the epoch was skipped
+            self._move_schedule("epoch")
         progress.epoch, progress.batch = number, 0
         self._run.epoch_over = False
         hooks.on_epoch_end(state)
@@ -542,6 +586,7 @@ class Trainer(Generic[Model, Batch]):
         self._in_hand = None
         if state.progress.fresh and settings.seed is not None:
             seed_everything(settings.seed)
+        self._skips.begin()
         self._run.regained = []
         if self._callback_states is not None:
             self._run.regained = list(zip(settings.callbacks, self._callback_states, strict=True))
@@ -572,6 +617,7 @@ class Trainer(Generic[Model, Batch]):
         self._guard.parameters(state.model)
         hooks.on_fit_end(state)
         self._run.ended = True
+        self._skips.end()
         self._saving.at_end()
         # Copies: another trainer may use the same callbacks before the next fit.
         self._callback_states = [copied(callback.state_dict()) for callback in self._settings.callbacks]
@@ -618,7 +664,8 @@ class Trainer(Generic[Model, Batch]):
         state, metrics = self.state, self._settings.metrics
         if stage == "val":
             self._guard.look(state)
-        averages, wanted, batches = Averages(eager=self._eager), hooks.overrides("on_eval_batch_end"), 0
+        averages, wanted, batches = Averages(eager=self._eager), hooks.want_output("on_eval_batch_end"), 0
+        weights = Weights()  # on the device, to be looked at with the means
         for metric in metrics.values():
             metric.reset()
         before, state.stage = state.stage, stage
@@ -635,6 +682,8 @@ class Trainer(Generic[Model, Batch]):
                 output = output.detached() if wanted or metrics else output
                 weight, _ = weigh(output, batch, read=self._eager)
                 averages.add(values_of(output, output.loss.detach()), weight)
+                if not self._eager and isinstance(weight, Tensor):
+                    weights.add(batches, weight)
                 for metric_name, metric in metrics.items():
                     update_metric(metric_name, metric, output)
                 hooks.on_eval_batch_end(state, output)
@@ -646,6 +695,7 @@ class Trainer(Generic[Model, Batch]):
                 return {}
             if not batches:
                 raise no_batches(f"the {called}", data)
+            weights.check(f"batch {{}} of the {called}")
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
             for metric_name, metric in metrics.items():
                 scores = joined(scores, named_scores(f"{name}/{metric_name}", metric.compute()))
@@ -688,6 +738,37 @@ class Trainer(Generic[Model, Batch]):
                 outputs.append(move(map_tensors(Tensor.detach, output), torch.device("cpu")))
                 del output
         return outputs
+
+    def explain(self, *, callbacks: bool = False) -> str:
+        """The source text of the plain PyTorch loop that this trainer is: a function ``train``, and what it needs.
+
+        It imports torch, and nothing of this library. Given the same model, optimizer, loss or step, data and random
+        state it comes to the same losses and weights, bit for bit, and returns the rows of ``result.history``. Only the
+        lines that this configuration needs are there. After a fit, these are those of its targets, its validation and
+        its data; before any, ``epochs`` and the validation data are left to the caller, and batches are taken for pairs
+        of tensors.
+
+        Args:
+            callbacks: Also show in comments which callback's hook runs where. The hooks themselves are not written out.
+
+        Examples:
+            >>> trainer = Trainer(model, optimizer, nn.MSELoss(), clip_norm=1.0, device="cpu")
+            >>> result = trainer.fit(train_loader, epochs=2)
+            >>> trainer.explain().splitlines()[5]
+            'def train(model, optimizer, loss_fn, train_loader, *, epochs=2, clip_norm=1.0):'
+        """
+        from loopwright.explain import explain  # which no run needs
+
+        shown = self._run.callbacks if callbacks else None
+        return explain(
+            self.state,
+            self._settings,
+            loss=None if self._custom_step else self._loss,
+            closure=self._takes_closure,
+            plan=self._fitted,
+            layout=self._run.data.layout,
+            callbacks=shown,
+        )
 
     def _check_idle(self, stage: Stage) -> None:
         if self._running:

@@ -1,7 +1,7 @@
 """What torch's optimizers do, without the profiler's record that they make of each call.
 
-The record is made whether or not a profiler runs, and on a small model takes longer than the work itself. It is left out
-only where it is all that is left out: where the method is torch's own, no hook is registered and no profiler runs.
+The record is made whether or not a profiler runs, and on a small model takes longer than the work itself. It is left
+out only where it is all that is left out: where the method is torch's own, no hook is registered and no profiler runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer, optimizer as torchs
+from torch.optim import Optimizer
+from torch.optim import optimizer as torchs
 
 _ZERO_GRAD = Optimizer.zero_grad
 _RECORDED = Optimizer.profile_hook_step(lambda _: None).__code__
@@ -69,7 +70,7 @@ def step_of(optimizer: Optimizer) -> Callable[[], object]:
             or own["_optimizer_step_post_hooks"]
             or torchs._global_optimizer_pre_hooks
             or torchs._global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
+            or torch._C._autograd._profiler_enabled()
         ):
             optimizer.step()
         else:

@@ -73,8 +73,8 @@ class CSVLogger(Logger):
     def _forget(self) -> None:
         self._names: list[str] = []  # the columns after epoch and step
         self._rows = 0
-        # The last row, as long as more can be added to it, and the offset at which it begins.
-        self._epoch = self._step = self._offset = 0
+        # The last row, as long as more can be added to it, and the offsets at which it begins and ends.
+        self._epoch = self._step = self._offset = self._end = 0
         self._values: dict[str, float] = {}
 
     def open(self, state: State, *, fresh: bool) -> None:
@@ -106,8 +106,10 @@ class CSVLogger(Logger):
         assert file is not None, "open comes before write"
         again = bool(self._values) and step == self._step
         row = {**self._values, **values} if again else dict(values)
-        names = list(dict.fromkeys((*self._names, *values)))
-        line = _line([epoch, step, *(repr(float(row[name])) if name in row else "" for name in names)])
+        names = self._names
+        if not values.keys() <= set(names):
+            names = list(dict.fromkeys((*names, *values)))
+        line = _row(epoch, step, names, row)
         if len(names) > len(self._names):
             self._widen(names, line, above=self._rows - again)
         elif again:
@@ -115,8 +117,9 @@ class CSVLogger(Logger):
             file.seek(self._offset)
             file.write(line)
             file.truncate()
+            self._end = self._offset + len(line)
         else:
-            self._offset = file.tell()
+            self._offset, self._end = self._end, self._end + len(line)  # to ask the file would be a system call
             file.write(line)
         self._epoch, self._step, self._values = epoch, step, row
         self._rows += not again
@@ -169,7 +172,7 @@ class CSVLogger(Logger):
 
     def _create(self) -> None:
         self._file = self.path.open("w+b")
-        self._file.write(_line(_columns(self._names)))
+        self._end = self._file.write(_line(_columns(self._names)))
         self.flush()
 
     def _go_on(self) -> None:
@@ -194,15 +197,14 @@ class CSVLogger(Logger):
         if self._values:
             # As it was recorded: something may have been added to it since.
             end, found = begin, found - 1
-            cells = (repr(self._values[name]) if name in self._values else "" for name in self._names)
-            last = _line([self._epoch, self._step, *cells])
+            last = _row(self._epoch, self._step, self._names, self._values)
         else:
             last = b""
         if len(columns) > 2 + len(self._names):
             self._rewrite(last, above=found)
         else:
             file.seek(end)
-            self._offset = end
+            self._offset, self._end = end, end + len(last)
             file.write(last)
             file.truncate()
 
@@ -217,7 +219,7 @@ class CSVLogger(Logger):
         file.seek(0)
         file.write(header + line)
         file.truncate()
-        self._offset = len(header)
+        self._offset, self._end = len(header), len(header) + len(line)
 
     def _rewrite(self, last: bytes, *, above: int) -> None:
         """Put a file with the present columns in place of the old one: its rows ``above``, and then ``last``."""
@@ -245,7 +247,7 @@ class CSVLogger(Logger):
         finally:
             temporary.unlink(missing_ok=True)
         self._file = target.open("r+b")
-        self._file.seek(0, os.SEEK_END)
+        self._end = self._file.seek(0, os.SEEK_END)
 
     def _not_ours(self, why: str) -> ConfigError:
         return ConfigError(
@@ -257,6 +259,12 @@ class CSVLogger(Logger):
 
 def _columns(names: Iterable[str]) -> list[str]:
     return ["epoch", "step", *names]
+
+
+def _row(epoch: int, step: int, names: Iterable[str], values: Mapping[str, float]) -> bytes:
+    """A line of numbers, which need none of the care that names do."""
+    cells = [repr(float(values[name])) if name in values else "" for name in names]
+    return (",".join([str(epoch), str(step), *cells]) + "\n").encode()
 
 
 def _line(cells: Iterable[object]) -> bytes:

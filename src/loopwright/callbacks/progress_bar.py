@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import torch
 from tqdm import tqdm
 
-from loopwright.callback import Callback
+from loopwright.callback import Callback, without_output
+from loopwright.state import of_one_layer
 
 if TYPE_CHECKING:
     from loopwright.state import Plan, State
@@ -91,6 +92,7 @@ class ProgressBar(Callback[Any]):
         """Note when the epoch begins, for its rate."""
         self._began, self._samples = monotonic(), state.progress.samples
 
+    @without_output
     def on_batch_end(self, state: State, output: Output) -> None:
         """Draw the bar if it is time to."""
         if monotonic() >= self._due:
@@ -103,6 +105,7 @@ class ProgressBar(Callback[Any]):
             self._mark = state.metrics.mark
             self._start_bar("test", "batch", state.plan.val_batches, 0)
 
+    @without_output
     def on_eval_batch_end(self, state: State, output: Output) -> None:
         """Draw the bar if it is time to."""
         self._evaluated += 1
@@ -214,7 +217,7 @@ class ProgressBar(Callback[Any]):
     def _values(self, state: State) -> list[str]:
         """The newest values as words. Reading them is what waits for the device."""
         metrics = state.metrics
-        names = [name for name in metrics if metrics.mark_of(name) > self._mark]
+        names = [name for name in metrics if metrics.mark_of(name) > self._mark and not of_one_layer(name)]
         names.sort(key=lambda name: not name.startswith(("train/", "val/")))
         return [f"{name} {metrics[name]:.4g}" for name in names[:_MOST]]
 

@@ -9,6 +9,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import torch
 from torch import Tensor
 
 from loopwright.errors import ConfigError
@@ -104,6 +105,24 @@ class TensorBoardLogger(Logger):
             self._forget()
         self._step = step
         self._values |= {"epoch": epoch, **values}
+
+    def histogram(self, name: str, values: Tensor, step: int) -> None:
+        """Draw the values of a tensor at one step; ``GradientInspector(histograms=...)`` calls it.
+
+        NaN and infinities are left out. A resume disowns the histograms of the step from which it goes on.
+
+        Args:
+            name: The tag.
+            values: Any tensor that holds numbers.
+            step: The number of optimizer steps made.
+        """
+        if self._writer is None:
+            return
+        values = values.coalesce().values() if values.is_sparse else values
+        values = (torch.view_as_real(values) if values.is_complex() else values).float()
+        values = values[values.isfinite()]
+        if values.numel():
+            self._writer.add_histogram(check_name(name), values.cpu(), step)
 
     def flush(self) -> None:
         """Hand everything on to the system, so that TensorBoard sees it."""

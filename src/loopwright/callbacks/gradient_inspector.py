@@ -1,0 +1,373 @@
+"""What the gradients tell: measured at a cadence, logged, and judged in words."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+from torch import Tensor
+
+from loopwright.callback import Callback
+from loopwright.diagnosis import Evidence, Finding, evidence_of, report_of
+from loopwright.errors import ConfigError
+from loopwright.forms import Count, check_form
+from loopwright.inspection import MISSING, LayerNumbers, Record, layer_numbers, layers_of
+from loopwright.logger import Histograms
+from loopwright.probe import Probe
+from loopwright.rules import diagnose
+from loopwright.schedule import Every, check_count
+from loopwright.state import check_name
+
+if TYPE_CHECKING:
+    from loopwright.inspection import Inspection
+    from loopwright.state import Plan, State
+
+_EARLY = (1, 4, 16)  # steps that are inspected whatever the cadence: what is wrong at the start shows there
+_AT_LEAST = 4  # inspections after the early ones, where the length of the run is known
+_NEVER = 2**62
+
+# Of a layer: the places and the sizes of its parameters, what it is logged as, and the names of its shares.
+_Named: TypeAlias = tuple[list[int], list[int], tuple[str, ...], tuple[str, ...] | None]
+
+logger: logging.Logger = logging.getLogger("loopwright")
+
+
+class _Saved(TypedDict):
+    record: dict[str, Any]
+    chosen: Count
+    earlier: dict[str, Tensor]
+    turns: dict[str, Count]
+    seen: list[str]
+    died: bool
+
+
+class GradientInspector(Callback[Any]):
+    """Measures gradients, weights and updates at a cadence, and says in words what is wrong.
+
+    It looks at a step's whole gradient, unscaled and before clipping, and at what the optimizer made of it. For each
+    layer it logs ``grad/<layer>/norm``, ``grad/<layer>/cosine`` (with the gradient of the step before: near 1 where
+    batches agree, near 0 where noise prevails), ``weight/<layer>/norm`` and ``update/<layer>/ratio``, the norm of the
+    change over that of the weights; from the first time on at which they are not zero, the shares
+    ``grad/<layer>/zero``, ``grad/<layer>/nonfinite`` and ``grad/<layer>/dead``; and ``grad/norm`` and ``update/ratio``
+    of the whole model.
+
+    When the fit ends the report goes to the logger ``loopwright``: one line at INFO where all is well, else the
+    findings at WARNING. A finding takes three inspections at least. Between inspections it does nothing, and it
+    changes nothing.
+
+    Args:
+        every: How often to inspect. The steps 1, 4 and 16 are inspected as well, and a run whose length is known
+            gets four inspections at least. With ``epochs`` it is the second step of every so many epochs.
+        layers: At most so many layers are logged, evenly spread over the depth. All are measured and judged.
+        histograms: Something that draws histograms of the gradients and weights of these layers, such as the
+            ``TensorBoardLogger`` in the same list.
+
+    Raises:
+        ConfigError: An argument is not of these.
+
+    Examples:
+        >>> inspector = GradientInspector(every=Every(steps=2))
+        >>> trainer = Trainer(model, optimizer, loss, callbacks=[inspector])
+        >>> result = trainer.fit(train_loader, epochs=5)
+        >>> inspector.findings
+        ()
+    """
+
+    def __init__(
+        self,
+        every: Every = Every(steps=50),  # noqa: B008  # it is frozen
+        *,
+        layers: int = 40,
+        histograms: Histograms | None = None,
+    ) -> None:
+        if not isinstance(every, Every):
+            raise ConfigError(
+                f"every is {every!r}",
+                why="whether it counts steps or epochs has to be said",
+                fix="every=Every(steps=50), or every=Every(epochs=1)",
+            )
+        check_count("layers", layers)
+        if histograms is not None and not isinstance(histograms, Histograms):
+            raise ConfigError(
+                f"histograms is {histograms!r}",
+                why="its method histogram(name, values, step) is what is called",
+                fix="the TensorBoardLogger of the same list, or None",
+            )
+        self.every = every
+        self.layers = layers
+        self.histograms = histograms
+        self._probe: Probe | None = None
+        self._fitting = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._record = Record()
+        self._died = False
+        self._earlier: dict[str, Tensor] = {}
+        self._turns: dict[str, int] = {}
+        self._seen: set[str] = set()  # names that are logged once there is something to say
+        self._named: dict[str, _Named] = {}
+        self._cadence = self._chosen = 0
+        self._set_next(_NEVER)
+
+    def _set_next(self, step: int) -> None:
+        """Inspect the step of this number: watch its forward pass, and remember the gradient of the step before."""
+        self._next, self._before, self._two_before = step, step - 1, step - 2
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong, as far as the inspections so far show; empty where nothing is."""
+        return tuple(diagnose(self._evidence()))
+
+    def report(self) -> str:
+        """The findings as text, each with its evidence, likely cause and first remedy; one line where all is well."""
+        evidence = self._evidence()
+        return report_of(evidence, diagnose(evidence))
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the gradient flow by depth and the update ratios over the steps into a picture.
+
+        Args:
+            path: The file to write. Its suffix says the format; without one, ``.png`` is added.
+
+        Raises:
+            ConfigError: matplotlib is not installed, cannot write this format, or nothing was inspected.
+
+        Examples:
+            >>> inspector = GradientInspector()
+            >>> result = Trainer(model, optimizer, loss, callbacks=[inspector]).fit(train_loader, epochs=5)
+            >>> inspector.plot("runs/gradients.png")
+        """
+        from loopwright.gradient_plot import draw
+
+        evidence = self._evidence()
+        draw(evidence, diagnose(evidence), path)
+
+    @property
+    def latest(self) -> Mapping[str, LayerNumbers]:
+        """The numbers of the newest inspection, by parameter."""
+        if not self._record.inspections:
+            return {}
+        one = self._record.inspections[-1]
+        return {p.name: layer_numbers(one, [i], [p.size]) for i, p in enumerate(self._record.parameters)}
+
+    def _evidence(self) -> Evidence:
+        return evidence_of(self._record, died=self._died)
+
+    def on_fit_start(self, state: State) -> None:
+        """Begin afresh in a fresh run, and find the first step to inspect."""
+        if state.progress.fresh:
+            self._forget()
+        self._died, self._fitting = False, True
+        self._cadence = _cadence(self.every, state.plan)
+        self._set_next(self._due_after(state.progress.step))
+
+    def _due_after(self, step: int) -> int:
+        due = next((s for s in _EARLY if s > step), _NEVER)
+        if self._cadence:
+            due = min(due, (step // self._cadence + 1) * self._cadence)
+        return min(due, self._chosen) if self._chosen > step else due
+
+    def on_epoch_start(self, state: State) -> None:
+        """Choose the second step of the epoch, where epochs are counted."""
+        progress = state.progress
+        if self.every.epochs is not None and progress.batch == 0 and progress.epoch % self.every.epochs == 0:
+            self._chosen = progress.step + 2
+            self._set_next(self._due_after(progress.step))
+
+    def on_batch_start(self, state: State, batch: Any) -> None:
+        """Watch the forward pass of a step that is to be inspected."""
+        if state.progress.step < self._before:
+            return
+        self._look(state).activations.watch(turns=not self._turns)
+
+    def on_before_step(self, state: State) -> None:
+        """Measure the gradients of a step that is to be inspected, and keep a copy of the weights."""
+        step = state.progress.step
+        if step < self._two_before:
+            return
+        probe = self._look(state)
+        if step < self._before:
+            probe.remember()
+            return
+        self._take(state, probe.after(self._next, state.plan.clip_norm, made=False))  # of an attempt that was skipped
+        probe.activations.close()
+        probe.before(clipped=state.plan.clip_norm is not None)
+
+    def on_step_end(self, state: State) -> None:
+        """Measure what the step has changed, and log all of it."""
+        if state.progress.step < self._next:
+            return
+        probe = self._look(state)
+        probe.activations.close()
+        inspection = probe.after(self._next, state.plan.clip_norm)
+        self._set_next(self._due_after(state.progress.step))
+        if inspection is not None:
+            self._take(state, inspection)
+            self._log(state, inspection)
+        if self._before == state.progress.step:
+            probe.remember()
+
+    def _look(self, state: State) -> Probe:
+        if self._probe is None:
+            self._probe = Probe(state.model, state.optimizer, self._turns, self._earlier)
+        return self._probe
+
+    def _take(self, state: State, inspection: Inspection | None) -> None:
+        if inspection is not None and self._probe is not None:
+            if self._record.parameters != self._probe.parameters:
+                self._named = {}
+            self._record.add(self._probe.parameters, inspection)
+            self._record.quiet = self._probe.silent(inspection, self._record.quiet)
+
+    def _log(self, state: State, inspection: Inspection) -> None:
+        if not self._named:
+            self._named = _names(self._record, self.layers)
+        log = state.log
+        log("grad/norm", inspection.total)
+        changed = weights = 0.0
+        for places, sizes, names, shares in self._named.values():
+            numbers = layer_numbers(inspection, places, sizes)
+            if numbers.update >= 0:
+                changed, weights = changed + numbers.update**2, weights + numbers.weight**2
+            if shares is None:
+                continue
+            if numbers.grad != MISSING:
+                log(names[0], numbers.grad)
+            if numbers.cosine == numbers.cosine:
+                log(names[1], numbers.cosine)
+            log(names[2], numbers.weight)
+            if (ratio := numbers.ratio) == ratio:
+                log(names[3], ratio)
+            if numbers.zero or numbers.bad or self._seen:
+                for name, share in zip(shares, (numbers.zero, numbers.bad, self._dead(places)), strict=True):
+                    self._log_when_seen(state, name, share)
+        if weights:
+            log("update/ratio", math.sqrt(changed / weights))
+        if self.histograms is not None:
+            self._draw(state)
+
+    def _log_when_seen(self, state: State, name: str, share: float) -> None:
+        """Log a share from the first time on at which it is not zero."""
+        if share or name in self._seen:
+            self._seen.add(name)
+            state.log(name, share)
+
+    def _dead(self, places: list[int]) -> float:
+        """The share of a layer's units whose gradient is zero, where it is half of them or more."""
+        for i in places:
+            if (quiet := self._record.quiet.get(self._record.parameters[i].name)) is not None:
+                return float((quiet > 0).float().mean())
+        return 0.0
+
+    def _draw(self, state: State) -> None:
+        assert self._probe is not None
+        assert self.histograms is not None
+        logged = {
+            self._record.parameters[i].name
+            for places, _, _, shares in self._named.values()
+            if shares is not None
+            for i in places
+        }
+        for parameter, tensor in zip(self._probe.parameters, self._probe.tensors, strict=True):
+            if parameter.name in logged and tensor.grad is not None:
+                name = _clean(parameter.name)
+                self.histograms.histogram(f"grad/{name}", tensor.grad.detach(), state.progress.step)
+                self.histograms.histogram(f"weight/{name}", tensor.detach(), state.progress.step)
+
+    def on_eval_start(self, state: State) -> None:
+        """Leave no hook on the model where a window was given up."""
+        if self._probe is not None:
+            self._probe.activations.close()
+
+    def on_fit_end(self, state: State) -> None:
+        """Say what the gradients tell."""
+        evidence = self._evidence()
+        findings = diagnose(evidence)
+        level = logging.WARNING if findings else logging.INFO
+        if logger.isEnabledFor(level):
+            logger.log(level, "%s", report_of(evidence, findings))
+
+    def on_exception(self, state: State, error: BaseException) -> None:
+        """Say what the gradients tell, where a value that is not finite has ended the run, or somebody has."""
+        if not self._fitting:
+            return
+        self._died = isinstance(error, FloatingPointError)
+        if self._died and self._probe is not None:
+            self._take(state, self._probe.after(self._next, state.plan.clip_norm, made=False))
+        if self._died or isinstance(error, KeyboardInterrupt):
+            evidence = self._evidence()
+            if findings := diagnose(evidence):
+                logger.warning("%s", report_of(evidence, findings))
+
+    def teardown(self, state: State) -> None:
+        """Take the hooks off the model, and let go of it."""
+        self._fitting = False
+        if self._probe is not None:
+            self._earlier, self._turns = self._probe.earlier(), self._probe.turns
+            self._probe.close()
+            self._probe = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inspections so far, and what is under way for the next one."""
+        probe = self._probe
+        return {
+            "record": dict(self._record.state_dict()),
+            "chosen": self._chosen,
+            "earlier": dict(self._earlier) if probe is None else probe.earlier(),
+            "turns": dict(self._turns if probe is None else probe.turns),
+            "seen": sorted(self._seen),
+            "died": self._died,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        check_form(state, _Saved)
+        record = Record.from_state_dict(state["record"])
+        self._forget()
+        self._record = record
+        self._earlier, self._turns = dict(state["earlier"]), dict(state["turns"])
+        self._seen = {check_name(name) for name in state["seen"]}
+        self._died = state["died"]
+        self._chosen = state["chosen"]
+        self._probe = None
+
+
+def _cadence(every: Every, plan: Plan) -> int:
+    """The steps from one inspection to the next; 0 where epochs are counted."""
+    if every.steps is None:
+        return 0
+    length = plan.steps or math.inf
+    if plan.epochs is not None and plan.batches is not None:
+        length = min(length, plan.epochs * math.ceil(plan.batches / plan.accumulate))
+    return every.steps if length == math.inf else max(1, min(every.steps, int(length) // _AT_LEAST))
+
+
+def _clean(name: str) -> str:
+    """A layer's name as a part of a metric's."""
+    kept = "".join(c if c.isprintable() and c not in "\\/" else "_" for c in name).strip() or "_"
+    return kept if len(kept) <= 150 else f"{kept[:70]}...{kept[-70:]}"
+
+
+def _names(record: Record, most: int) -> dict[str, _Named]:
+    """For each layer that learns: its parameters, and what it is logged as, where it is."""
+    parameters = record.parameters
+    layers = {la: at for la, at in layers_of(parameters).items() if any(parameters[i].trainable for i in at)}
+    spread = max(1, min(most, len(layers)) - 1)
+    logged = {list(layers)[round(k * (len(layers) - 1) / spread)] for k in range(min(most, len(layers)))}
+    named: dict[str, _Named] = {}
+    taken: set[str] = set()
+    for layer, places in layers.items():
+        name = base = _clean(layer)
+        number = 2
+        while name in taken:
+            name, number = f"{base}-{number}", number + 1
+        taken.add(name)
+        sizes = [parameters[i].size for i in places]
+        names = (f"grad/{name}/norm", f"grad/{name}/cosine", f"weight/{name}/norm", f"update/{name}/ratio")
+        shares = f"grad/{name}/zero", f"grad/{name}/nonfinite", f"grad/{name}/dead"
+        named[layer] = places, sizes, names, shares if layer in logged else None
+    return named

@@ -1,0 +1,168 @@
+"""Why an operation gives what is not finite, and what to do about it, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+CONSTANTS = frozenset(
+    [
+        "full",
+        "full_like",
+        "new_full",
+        "fill",
+        "fill_",
+        "masked_fill",
+        "masked_fill_",
+        "index_fill",
+        "index_fill_",
+        "constant_",
+        "tensor",
+        "as_tensor",
+        "new_tensor",
+        "scalar_tensor",
+        "triu",
+        "tril",
+        "triu_",
+        "tril_",
+        "where",
+        "pad",
+        "__setitem__",
+    ]
+)
+"""Where an infinity is what somebody wrote down, as masks are made."""
+
+UNSET = frozenset(
+    ["empty", "empty_like", "new_empty", "empty_strided", "empty_permuted", "new_empty_strided", "resize_"]
+)
+"""What gives memory as it is, to be written to."""
+
+_LOGARITHMS = frozenset(["log", "log2", "log10", "log_", "logit", "log1p"])
+_ROOTS = frozenset(["sqrt", "sqrt_", "rsqrt", "rsqrt_"])
+_POWERS = frozenset(["pow", "pow_", "__pow__", "__ipow__", "__rpow__", "float_power"])
+_DIVISIONS = frozenset(
+    [
+        "div",
+        "div_",
+        "divide",
+        "true_divide",
+        "__truediv__",
+        "__itruediv__",
+        "__rdiv__",
+        "__rtruediv__",
+        "__div__",
+        "reciprocal",
+        "reciprocal_",
+    ]
+)
+_EXPONENTIALS = frozenset(["exp", "exp_", "exp2", "expm1", "sinh", "cosh"])
+SOFTMAXES = frozenset(
+    [
+        "softmax",
+        "log_softmax",
+        "scaled_dot_product_attention",
+        "multi_head_attention_forward",
+        "softmin",
+        "gumbel_softmax",
+    ]
+)
+_SPREADS = frozenset(["std", "var", "std_mean", "var_mean"])
+_DOMAINS = frozenset(["acos", "acos_", "asin", "asin_", "atanh", "acosh"])
+_MEANS = frozenset(["mean", "nanmean", "cross_entropy", "nll_loss"])
+_NORMS = frozenset(
+    ["norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "normalize", "dist", "cdist", "pairwise_distance"]
+)
+_MARGIN = "smaller learning rate, inputs and targets scaled to about 1, or a normalisation layer before it"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one operation.
+
+    Attributes:
+        operation: Its name, as torch has it.
+        nan: Whether it gave NaN, and not an infinity alone.
+        dtype: The number format of what it gave.
+        low: The smallest finite number that went in, or None.
+        high: The largest.
+        infinite: Whether an infinity went in, such as that of a mask.
+    """
+
+    operation: str
+    nan: bool
+    dtype: torch.dtype
+    low: float | None = None
+    high: float | None = None
+    infinite: bool = False
+
+
+def forward_reason(facts: Facts) -> tuple[str, str]:
+    """Why the operation gave it, and the fix."""
+    name, low = facts.operation, facts.low
+    if name in _LOGARITHMS and low is not None:
+        return (
+            f"it has no finite value at or below {-1 if name == 'log1p' else 0}, and was asked for that of {low:.4g}",
+            "clamp its argument (x.clamp(min=1e-8).log()), or use a function that is safe there: log_softmax, "
+            "logsigmoid, binary_cross_entropy_with_logits",
+        )
+    if name in _ROOTS | _POWERS and low is not None and facts.nan and low < 0:
+        return f"it has no value for {low:.4g}", "clamp its argument: x.clamp(min=0)"
+    if name in _ROOTS | _DIVISIONS or (name in _POWERS and low is not None and low == 0):
+        return (
+            "it divides by zero" + (", and zero by zero is NaN" if facts.nan else ""),
+            "add a small number to the divisor, or clamp it: a / b.clamp(min=1e-8)",
+        )
+    if name in SOFTMAXES and facts.infinite:
+        return (
+            "a row of -inf alone, such as a mask that leaves nothing, has no softmax",
+            "leave at least one place of every row unmasked, or mask with a large negative number in place of -inf",
+        )
+    if name in _SPREADS and facts.nan:
+        return (
+            "the spread of a single number is 0/0, by default",
+            "correction=0, or no batch that is so small (drop_last=True)",
+        )
+    if name in _DOMAINS:
+        return "its argument is outside of where it has a value", "clamp its argument: x.clamp(-1 + 1e-6, 1 - 1e-6)"
+    if name in _MEANS and facts.nan:
+        return (
+            "it is a mean over nothing: no element, or no target that is not ignored",
+            "leave out such batches, or divide a sum by max(count, 1)",
+        )
+    return _overflow(facts)
+
+
+def _overflow(facts: Facts) -> tuple[str, str]:
+    largest = max((abs(x) for x in (facts.low, facts.high) if x is not None), default=None)
+    reached = "" if largest is None else f"; the largest that went in is {largest:.4g}"
+    if facts.nan and not facts.infinite:
+        return f"it has no value for some of what went in{reached}", "a look at what is given to it there"
+    if facts.infinite and facts.nan:
+        return (
+            f"an infinity went in, and inf - inf, 0 * inf and inf / inf are NaN{reached}",
+            "a look at where the infinity comes from",
+        )
+    limit = f"{facts.dtype}".removeprefix("torch.") + f" holds numbers up to {torch.finfo(facts.dtype).max:.4g}"
+    if facts.dtype == torch.float16:
+        return f"{limit}{reached}", 'precision="bf16", whose range is that of fp32, or that part in fp32'
+    if facts.operation in _EXPONENTIALS:
+        return f"{limit}{reached}", "subtract the maximum first (torch.logsumexp, torch.softmax do), or clamp"
+    return f"{limit}{reached}", f"a {_MARGIN}"
+
+
+def backward_reason(operation: str) -> tuple[str, str]:
+    """Why the derivative of an operation is not finite where its value is, and the fix."""
+    if operation in _ROOTS | _POWERS | _NORMS | _SPREADS:
+        return (
+            "its value is finite, but its derivative at 0 is infinite, and 0 times infinity is NaN",
+            "keep its argument away from 0: (x + 1e-8).sqrt(), x.clamp(min=1e-8); torch.where after it does not help",
+        )
+    if operation in _DIVISIONS | _LOGARITHMS:
+        return (
+            "its derivative divides by something that is 0, or close to it",
+            "clamp its argument before it; torch.where after it does not help, since 0 times infinity is NaN",
+        )
+    if operation in _DOMAINS:
+        return "its derivative at the end of its range is infinite", "clamp its argument: x.clamp(-1 + 1e-6, 1 - 1e-6)"
+    return "its derivative is too large for the number format, or has no value", f"a {_MARGIN}"

@@ -1,0 +1,381 @@
+"""GradientInspector measures what plain torch measures, at its cadence, and leaves no trace."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]  # it has no types
+from torch import Tensor, nn
+
+from faults_nets import Bag, Recurrent, mlp, series, tokens, vectors
+from helpers import At, PassError, all_equal, line, ragged, small_trainer, some_batches, weights_of
+from loopwright import Callback, ConfigError, Every, State, Trainer
+from loopwright.callbacks import Checkpoint, CSVLogger, GradientInspector, TensorBoardLogger
+from loopwright.inspection import COLUMNS, MISSING
+from loopwright.probe import Probe
+from loopwright.testing import two_step_fit
+
+
+def each_step(**settings: Any) -> GradientInspector:
+    return GradientInspector(Every(steps=1), **settings)
+
+
+class ByHand(Callback[Any]):
+    """Measures one parameter at each step, as anybody would."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.rows = name, []  # type: ignore[var-annotated]  # a list of dicts, filled below
+        self.gradient: Tensor | None = None
+
+    def on_before_step(self, state: State) -> None:
+        parameter = dict(state.model.named_parameters())[self.name]
+        assert parameter.grad is not None
+        gradient = parameter.grad.to_dense().detach().clone()
+        last, self.gradient = self.gradient, gradient
+        cosine = math.nan if last is None else float(torch.sum(gradient * last) / gradient.norm() / last.norm())
+        self.weight = parameter.detach().clone()
+        self.rows.append({"grad": float(gradient.norm()), "zero": float((gradient == 0).float().mean()), "cos": cosine})
+
+    def on_step_end(self, state: State) -> None:
+        parameter = dict(state.model.named_parameters())[self.name].detach()
+        weight = float(self.weight.norm())
+        self.rows[-1] |= {"weight": weight, "ratio": float((parameter - self.weight).norm()) / weight}
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["as one vector", "kernel by kernel"])
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"clip_norm": 0.01}, {"precision": "fp16"}], ids=str)
+def test_the_numbers_are_those_of_plain_torch(
+    settings: dict[str, Any], large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr("loopwright.small._SMALL", 0)
+    by_hand, inspector = ByHand("2.weight"), each_step()
+    torch.manual_seed(0)
+    trainer = small_trainer(by_hand, inspector, model=mlp(3), optimizer=adam, **settings)
+    trainer.fit(vectors(), steps=6)
+    record = inspector._record
+    assert [one.step for one in record.inspections] == [1, 2, 3, 4, 5, 6]
+    at = [p.name for p in record.parameters].index("2.weight")
+    size = record.parameters[at].size
+    for one, row in zip(record.inspections, by_hand.rows, strict=True):
+        assert one.grad[at] == pytest.approx(row["grad"], rel=1e-4)
+        assert one.weight[at] == pytest.approx(row["weight"], rel=1e-4)
+        assert one.update[at] / one.weight[at] == pytest.approx(row["ratio"], rel=1e-3)
+        assert one.zeros[at] / size == pytest.approx(row["zero"])
+        assert one.bad[at] == 0
+        if one.then[at]:
+            assert one.dot[at] / math.sqrt(one.now[at] * one.then[at]) == pytest.approx(row["cos"], abs=1e-3)
+    # It is the step before that is compared with, but for the first one of the run.
+    assert [bool(one.then[at]) for one in record.inspections] == [False, True, True, True, True, True]
+
+
+def test_what_is_logged_has_these_names_and_is_finite(tmp_path: Path) -> None:
+    inspector = GradientInspector(Every(steps=2))
+    trainer = small_trainer(inspector, CSVLogger(tmp_path / "m.csv"), model=mlp(3, act=nn.Tanh))
+    trainer.fit(vectors(), epochs=1)
+    names = {name for name in trainer.state.metrics if not name.startswith("train/")}
+    per_layer = {
+        f"{n}"
+        for la in "024"
+        for n in (f"grad/{la}/norm", f"grad/{la}/cosine", f"weight/{la}/norm", f"update/{la}/ratio")
+    }
+    assert names == per_layer | {"grad/norm", "update/ratio"}
+    assert all(math.isfinite(trainer.state.metrics[name]) for name in names)
+    assert names <= set((tmp_path / "m.csv").read_text().splitlines()[0].split(","))
+
+
+def test_of_many_layers_some_are_logged_and_all_are_measured() -> None:
+    inspector = each_step(layers=3)
+    trainer = small_trainer(inspector, model=mlp(9))
+    trainer.fit(vectors(), steps=3)
+    logged = [name for name in trainer.state.metrics if name.startswith("update/") and name != "update/ratio"]
+    assert logged == ["update/0/ratio", "update/8/ratio", "update/16/ratio"]
+    assert len(inspector.latest) == 18
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "expected"),
+    [
+        (Every(steps=50), 250, [1, 4, 16, 50, 100, 150, 200, 250]),
+        (Every(steps=50), 10, [1, 2, 4, 6, 8, 10]),
+        (Every(steps=2), 6, [1, 2, 3, 4, 5, 6]),
+        (Every(epochs=2), 15, [1, 2, 4, 8, 14]),
+    ],
+    ids=str,
+)
+def test_these_steps_are_inspected(every: Every, steps: int, expected: list[int]) -> None:
+    inspector = GradientInspector(every)
+    small_trainer(inspector, model=line()).fit(some_batches(3), steps=steps)
+    assert [one.step for one in inspector._record.inspections] == expected
+
+
+def make_sparse() -> tuple[nn.Module, Any, nn.Module, Any]:
+    model = Bag(sparse=True)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), tokens()
+
+
+def make_complex() -> tuple[nn.Module, Any, nn.Module, Any]:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 1, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.abs(x.to(torch.complex64) @ self.weight)
+
+    model = Complex()
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), some_batches(4)
+
+
+def make_shared_empty_and_frozen() -> tuple[nn.Module, Any, nn.Module, Any]:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+            self.empty = nn.Parameter(torch.zeros(0))
+            self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+            self.out = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(self.b(torch.tanh(self.a(x))) * self.frozen)
+            return out
+
+    model = Odd()
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), some_batches(4)
+
+
+def make_lbfgs() -> tuple[nn.Module, Any, nn.Module, Any]:
+    model = line()
+    return model, torch.optim.LBFGS(model.parameters(), lr=0.1), nn.MSELoss(), some_batches(4)
+
+
+def make_lazy() -> tuple[nn.Module, Any, nn.Module, Any]:
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 1))
+    model(torch.zeros(1, 3))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), some_batches(4)
+
+
+def make_bfloat16() -> tuple[nn.Module, Any, nn.Module, Any]:
+    model = line().to(torch.bfloat16)
+    data = [(x.bfloat16(), y.bfloat16()) for x, y in some_batches(4)]
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), data
+
+
+@pytest.mark.parametrize(
+    "make", [make_sparse, make_complex, make_shared_empty_and_frozen, make_lbfgs, make_lazy, make_bfloat16]
+)
+def test_unusual_parameters_are_measured_and_the_weights_stay_the_same(
+    make: Callable[[], tuple[nn.Module, Any, nn.Module, Any]],
+) -> None:
+    ends = []
+    for callbacks in ([], [each_step()]):
+        torch.manual_seed(0)
+        model, optimizer, loss, data = make()
+        trainer = Trainer(model, optimizer, loss, callbacks=callbacks, device="cpu")
+        trainer.fit(data, steps=4)
+        ends.append(weights_of(trainer))
+    assert all_equal(*ends)
+    (inspector,) = callbacks
+    expected = {n for n, p in model.named_parameters() if p.requires_grad and p.numel()}
+    measured = {name for name, numbers in inspector.latest.items() if numbers.grad > 0 and numbers.ratio > 0}
+    assert measured == expected
+
+
+def test_a_layer_that_joins_late_is_measured_from_then_on() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+
+    def thaw(state: State) -> None:
+        if state.progress.step == 3:
+            model[0].requires_grad_(True)
+
+    inspector = each_step()
+    small_trainer(At(on_step_end=thaw), inspector, model=model).fit(some_batches(6), steps=6)
+    at = [p.name for p in inspector._record.parameters].index("0.weight")
+    assert [one.grad[at] == MISSING for one in inspector._record.inspections] == [True] * 3 + [False] * 3
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_hooks_are_on_the_model_in_an_inspected_forward_pass_only() -> None:
+    seen: list[tuple[int, int]] = []
+    model = Recurrent()
+
+    class Spy(nn.Module):
+        def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
+            seen.append((trainer.state.progress.step + 1, hooks_of(model)))
+            return nn.functional.mse_loss(predictions, targets)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, Spy(), callbacks=[GradientInspector(Every(steps=5))], device="cpu")
+    trainer.fit(series(), steps=21)
+    assert [step for step, hooks in seen if hooks] == [1, 4, 5, 10, 15, 16, 20]
+    assert hooks_of(model) == 0
+
+
+def test_an_error_in_an_inspected_step_leaves_no_hook() -> None:
+    model = Recurrent()
+
+    def fail(predictions: Tensor, targets: Tensor) -> Tensor:
+        assert hooks_of(model)
+        raise RuntimeError("planted")
+
+    inspector = each_step()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, fail, callbacks=[inspector], device="cpu")
+    with pytest.raises(RuntimeError, match="planted"):
+        trainer.fit(series(), steps=3)
+    assert hooks_of(model) == 0
+    assert inspector._probe is None
+
+
+def test_between_inspections_no_probe_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name in ("remember", "before", "after"):
+        method = getattr(Probe, name)
+
+        def noting(self: Probe, *args: Any, name: str = name, method: Any = method, **more: Any) -> Any:
+            asked.append(name)
+            return method(self, *args, **more)
+
+        monkeypatch.setattr(Probe, name, noting)
+    inspector = GradientInspector(Every(steps=100))
+    trainer = small_trainer(inspector, model=line())
+    trainer.fit(some_batches(5), steps=400)
+    assert len(inspector._record.inspections) == 7
+    assert asked.count("before") == 7
+    assert asked.count("remember") == 6  # at step 1 there is none before
+    assert asked.count("after") == 14  # of which half look for a skipped attempt
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7, 8])
+def test_a_resumed_run_has_the_inspections_of_an_unbroken_one(stop: int, tmp_path: Path) -> None:
+    def trainer_of(name: str, *callbacks: Callback[Any]) -> tuple[Trainer, GradientInspector]:
+        torch.manual_seed(0)
+        inspector = GradientInspector(Every(steps=4))
+        saving = Checkpoint(tmp_path / name, every=Every(steps=1))
+        trainer = small_trainer(saving, inspector, *callbacks, model=mlp(3, act=nn.Tanh), optimizer=adam)
+        return trainer, inspector
+
+    data = list(vectors())[:6]
+    whole, unbroken = trainer_of("whole")
+    whole.fit(data, steps=17)
+
+    def leave(state: State) -> None:
+        if state.progress.step == stop:
+            raise PassError
+
+    first, _ = trainer_of("broken", At(on_before_step=leave))
+    with pytest.raises(PassError):
+        first.fit(data, steps=17)
+    second, resumed = trainer_of("broken")
+    second.fit(data, steps=17, resume="auto")
+    assert resumed._record.inspections == unbroken._record.inspections
+    assert resumed._record.parameters == unbroken._record.parameters
+    assert resumed.report() == unbroken.report()
+    assert all_equal(weights_of(whole), weights_of(second))
+
+
+def test_a_callback_used_by_two_trainers_tells_of_the_second_alone() -> None:
+    inspector = each_step()
+    small_trainer(inspector, model=mlp(5)).fit(vectors(), steps=3)
+    small_trainer(inspector, model=line()).fit(some_batches(3), steps=3)
+    assert set(inspector.latest) == {"weight", "bias"}
+    assert len(inspector._record.inspections) == 3
+
+
+def test_the_record_is_bounded_and_keeps_the_first_and_the_newest() -> None:
+    inspector = each_step()
+    small_trainer(inspector, model=line()).fit(some_batches(5), steps=500)
+    steps = [one.step for one in inspector._record.inspections]
+    assert len(steps) <= 64
+    assert steps[:8] == list(range(1, 9))
+    assert steps[-24:] == list(range(477, 501))
+    assert inspector._record.count == 500
+    numbers = inspector.state_dict()["record"]["numbers"]
+    assert numbers.shape == (len(steps), len(COLUMNS), 2)
+
+
+def test_skipped_attempts_at_a_step_are_one_inspection() -> None:
+    inspector = each_step()
+    bad = [(torch.full((2, 3), 1e30), torch.zeros(2, 1))] * 2
+    trainer = small_trainer(inspector, model=line(), on_nonfinite="skip")
+    trainer.fit([*bad, *some_batches(4)], epochs=1)
+    assert trainer.state.progress.skipped == 2
+    assert [one.step for one in inspector._record.inspections] == [1, 2, 3, 4]
+
+
+def test_a_finding_goes_to_the_log_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = mlp(10, act=nn.Sigmoid)
+    small_trainer(GradientInspector(), model=model, optimizer=adam).fit(vectors(), steps=40)
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert record.getMessage().startswith(
+        "gradients, steps 1 to 40: 1 finding\nvanishing in layer 0: from 18 back to 0"
+    )
+    assert "likely cause: " in record.getMessage()
+    assert "first remedy: " in record.getMessage()
+
+
+def test_a_run_of_two_steps_says_that_it_says_little() -> None:
+    inspector = GradientInspector()
+    two_step_fit(inspector)
+    assert inspector.findings == ()
+    assert "fewer than three inspections say little" in inspector.report()
+    assert GradientInspector().report() == "gradients: nothing was inspected"
+
+
+def test_histograms_reach_tensorboard(tmp_path: Path) -> None:
+    board = TensorBoardLogger(tmp_path)
+    small_trainer(board, each_step(histograms=board), model=line()).fit(some_batches(3), steps=3)
+    events = event_accumulator.EventAccumulator(str(tmp_path), {event_accumulator.HISTOGRAMS: 0})
+    events.Reload()
+    tags = ["grad/bias", "grad/weight", "weight/bias", "weight/weight"]
+    assert sorted(events.Tags()["histograms"]) == tags
+    assert [event.step for event in events.Histograms("grad/weight")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_picture_is_written_in_the_format_of_its_suffix(suffix: str, tmp_path: Path) -> None:
+    inspector = each_step()
+    small_trainer(inspector, model=mlp(4)).fit(vectors(), steps=4)
+    path = tmp_path / "new" / f"gradients.{suffix}"
+    inspector.plot(path)
+    assert path.read_bytes()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml"}[suffix]
+
+
+def test_a_picture_of_nothing_or_of_an_unknown_format_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no gradients to draw"):
+        GradientInspector().plot(tmp_path / "a.png")
+    inspector = each_step()
+    small_trainer(inspector, model=line()).fit(ragged(2, 2), steps=2)
+    with pytest.raises(ConfigError, match=r"ends in \.doc"):
+        inspector.plot(tmp_path / "a.doc")
+
+
+def test_learning_curves_and_bar_leave_single_layers_out(tmp_path: Path) -> None:
+    inspector = each_step()
+    result = small_trainer(inspector, model=line()).fit(some_batches(3), epochs=1)
+    assert "grad/Linear/norm" in result.history[0]
+    path = tmp_path / "curves.svg"
+    result.plot(path)
+    assert "Linear" not in path.read_text()
+
+
+@pytest.mark.parametrize("arguments", [{"every": 50}, {"layers": 0}, {"histograms": "runs"}], ids=str)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        GradientInspector(**arguments)
