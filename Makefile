@@ -19,10 +19,10 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test faults docs bench clean
+.PHONY: help demo test faults docs bench pictures site-check clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.examples  ## train on real data: prints a table, writes pictures below runs/
 	$(PY) examples/real_data.py
@@ -45,6 +45,10 @@ docs: .venv/.dev  ## build the site into site/
 bench: .venv/.examples  ## measure what the library adds to a plain loop, and what checkpoints cost
 	$(PY) benchmarks/overhead.py
 	$(PY) benchmarks/checkpoint.py
+
+pictures: .venv/.dev  ## make the pictures of the callback gallery anew, and what is generated of its cards
+	$(PY) tests/gallery_pictures.py
+	$(PY) tests/gallery.py
 
 clean:  ## remove what was built and cached; .venv and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
