@@ -50,6 +50,9 @@ pictures: .venv/.dev  ## make the pictures of the callback gallery anew, and wha
 	$(PY) tests/gallery_pictures.py
 	$(PY) tests/gallery.py
 
+site-check: docs .venv-site/.made  ## look at the built site in Chromium; screenshots go into build/site-check
+	.venv-site/bin/python tests/site_check.py site --screenshots build/site-check
+
 clean:  ## remove what was built and cached; .venv and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -61,6 +64,13 @@ clean:  ## remove what was built and cached; .venv and runs/ stay
 
 .venv/.examples: .venv/.made pyproject.toml constraints.txt
 	$(INSTALL) '.[examples]'
+	@touch $@
+
+# What drives the browser has an environment of its own: nothing else needs it. Chromium and chromium-driver are
+# Debian's: apt-get install chromium chromium-driver
+.venv-site/.made: .venv/.made tests/site-check-requirements.txt
+	$(PY) -m venv .venv-site
+	.venv-site/bin/python -m pip install --disable-pip-version-check --requirement tests/site-check-requirements.txt
 	@touch $@
 
 .venv/.made:

@@ -105,8 +105,8 @@ def save(axes: Axes, path: Path) -> None:
     figure.savefig(path, dpi=110)  # type: ignore[union-attr]  # these axes are in no subfigure
 
 
-def run() -> tuple[Result, dict[str, Callback]]:
-    """The run, in the present folder."""
+def run(*callbacks: Callback) -> Result:
+    """The run, in the present folder; the same one whatever watches it."""
     torch.manual_seed(0)
     x = torch.rand(160, 1) * 6
     y = torch.sin(x) + 0.25 * torch.randn(160, 1)
@@ -115,37 +115,27 @@ def run() -> tuple[Result, dict[str, Callback]]:
     model = nn.Sequential(nn.Linear(1, 96), nn.Tanh(), nn.Linear(96, 96), nn.Tanh(), nn.Linear(96, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=6 * 300)
-    callbacks: dict[str, Callback] = {
-        "bar": ProgressBar(file=Screen()),
-        "csv": CSVLogger("metrics.csv"),
-        "rate": LearningRateMonitor(),
-        "tensorboard": TensorBoardLogger("log", every=Every(steps=3)),
-        "stopping": EarlyStopping("val/loss", mode="min", patience=40, restore_best=True),
-        "checkpoint": Checkpoint("checkpoints", every=Every(epochs=10), monitor="val/loss", mode="min", keep=2),
-        "inspector": GradientInspector(every=Every(steps=25)),
-        "loss": PrintLoss(),
-        "logger": PrintLogger(),
-    }
     schedule = Schedule(rates, each="step")
-    trainer = Trainer(
-        model, optimizer, nn.MSELoss(), schedule=schedule, callbacks=list(callbacks.values()), device="cpu"
-    )
-    return trainer.fit(train, val, epochs=300), callbacks
+    trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, callbacks=callbacks, device="cpu")
+    return trainer.fit(train, val, epochs=300)
 
 
 def draw(assets: Path) -> None:
     """Run in an empty folder, and draw every picture."""
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        result, callbacks = run()
-        bar, stopping, inspector = callbacks["bar"], callbacks["stopping"], callbacks["inspector"]
-        loss, logger = callbacks["loss"], callbacks["logger"]
-        assert isinstance(bar, ProgressBar)
-        assert isinstance(bar.file, Screen)
-        assert isinstance(stopping, EarlyStopping)
-        assert isinstance(inspector, GradientInspector)
-        assert isinstance(loss, PrintLoss)
-        assert isinstance(logger, PrintLogger)
-        text_picture(assets / "callback-progress-bar.svg", "$ python train.py", bar.file.lines())
+        screen, loss, logger = Screen(), PrintLoss(), PrintLogger()
+        stopping = EarlyStopping("val/loss", mode="min", patience=40, restore_best=True)
+        result = run(
+            ProgressBar(file=screen),
+            CSVLogger("metrics.csv"),
+            LearningRateMonitor(),
+            TensorBoardLogger("log"),
+            stopping,
+            Checkpoint("checkpoints", every=Every(epochs=10), monitor="val/loss", mode="min", keep=2),
+            loss,
+            logger,
+        )
+        text_picture(assets / "callback-progress-bar.svg", "$ python train.py", screen.lines())
         table = Path("metrics.csv").read_text(encoding="utf-8").splitlines()
         text_picture(assets / "callback-csv.svg", "$ head -n 6 metrics.csv", table[:6])
         text_picture(assets / "callback-base.svg", "PrintLoss", loss.lines[:4])
@@ -153,11 +143,15 @@ def draw(assets: Path) -> None:
         files = sorted(p for p in Path("checkpoints").rglob("*") if p.is_file() and p.parent.name.startswith("step-"))
         text_picture(assets / "callback-checkpoint.svg", "$ find checkpoints/step-* -type f", [str(p) for p in files])
         _draw_curves(assets, result, stopping)
+        inspector = GradientInspector(every=Every(steps=25))  # by itself: its names would fill the others' pictures
+        run(inspector)
         inspector.plot(assets / "callback-gradient-inspector.png")
 
 
 def _draw_curves(assets: Path, result: Result, stopping: EarlyStopping) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]  # it has no types
+        EventAccumulator,
+    )
 
     with Path("metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -175,10 +169,10 @@ def _draw_curves(assets: Path, result: Result, stopping: EarlyStopping) -> None:
     axes.set_yscale("log")
     save(axes, path)
 
-    events = EventAccumulator("log")  # type: ignore[no-untyped-call]  # tensorboard has no types
-    events.Reload()  # type: ignore[no-untyped-call]
+    events = EventAccumulator("log")
+    events.Reload()
     curves = {
-        tag.replace("/", "_"): ([e.step for e in events.Scalars(tag)], [e.value for e in events.Scalars(tag)])  # type: ignore[no-untyped-call]
+        tag.replace("/", "_"): ([e.step for e in events.Scalars(tag)], [e.value for e in events.Scalars(tag)])
         for tag in ("train/loss", "val/loss")
     }
     path = assets / "callback-tensorboard.png"
