@@ -19,7 +19,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test faults docs bench bench-short api-check clean
+.PHONY: help demo test faults docs bench bench-short pictures api-check site-check clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -53,7 +53,14 @@ api-check: .venv/.dev  ## what the public API has lost or changed since the last
 		echo "no version is tagged yet: there is nothing to compare the API with"; exit 0; }; \
 	echo "the API since $$tag:"; $(PY) -m griffe check loopwright --search src --against "$$tag" --format verbose
 
-clean:  ## remove what was built and cached; .venv, .venv-peers and runs/ stay
+pictures: .venv/.dev  ## make the pictures of the callback gallery anew, and what is generated of its cards
+	$(PY) tests/gallery_pictures.py
+	$(PY) tests/gallery.py
+
+site-check: docs .venv-site/.made  ## look at the built site in Chromium; screenshots go into build/site-check
+	.venv-site/bin/python tests/site_check.py site --screenshots build/site-check
+
+clean:  ## remove what was built and cached; the environments and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -71,6 +78,13 @@ clean:  ## remove what was built and cached; .venv, .venv-peers and runs/ stay
 	$(PY) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 		--requirement benchmarks/requirements-peers.txt --editable .
+	@touch $@
+
+# What drives the browser has an environment of its own: nothing else needs it. Chromium and chromium-driver are
+# Debian's: apt-get install chromium chromium-driver
+.venv-site/.made: .venv/.made tests/site-check-requirements.txt
+	$(PY) -m venv .venv-site
+	.venv-site/bin/python -m pip install --disable-pip-version-check --requirement tests/site-check-requirements.txt
 	@touch $@
 
 .venv/.made:

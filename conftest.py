@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sybil import Document, Example, Region, Sybil
 
 ROOT = Path(__file__).parent
@@ -165,6 +166,16 @@ def _names() -> dict[str, Any]:
         "train_loader": DataLoader(data, batch_size=5, shuffle=True),
         "val_loader": DataLoader(data, batch_size=5),
     }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a browser where there is none."""
+    from site_check import available
+
+    missing = [item for item in items if item.get_closest_marker("browser")]
+    if missing and not available():
+        config.hook.pytest_deselected(items=missing)
+        items[:] = [item for item in items if item not in missing]
 
 
 _pages = Sybil([parse_page], patterns=["README.md", "docs/*.md", "docs/*/*.md"])
