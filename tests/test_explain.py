@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import re
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from helpers import Unsized, all_equal, line, line_trainer, ragged, weights_of
+from helpers import StopsIn, Unsized, all_equal, line, line_trainer, ragged, weights_of
 from loopwright import Every, NonFiniteError, Output, Schedule, Trainer
 from loopwright.callback import HOOKS
 from loopwright.callbacks import Checkpoint, EarlyStopping, ProgressBar
@@ -689,6 +690,25 @@ def test_the_text_is_that_of_the_latest_fit_also_after_an_evaluation() -> None:
     trainer.fit(ragged(4, 3), ragged(2), steps=9, validate=Every(steps=4))
     trainer.evaluate(ragged(2))
     assert "val_loader, *, steps=9, validate_every=4" in " ".join(trainer.explain().split())
+
+
+@pytest.mark.parametrize(("hook", "call"), [("on_epoch_end", 2), ("on_step_end", 5), ("on_batch_end", 4)])
+def test_where_a_callback_ended_the_fit_the_text_ends_there_too(hook: str, call: int) -> None:
+    trainer = line_trainer(callbacks=[StopsIn(hook, call)])
+    start = copy.deepcopy(trainer.state.model)
+    result = trainer.fit(ragged(4, 3), epochs=9)
+    assert result.stop_reason == "enough"
+    assert "# A callback ended the fit" in trainer.explain()
+    optimizer = torch.optim.SGD(start.parameters(), lr=trainer.state.optimizer.param_groups[0]["lr"])
+    history = run_alone(trainer.explain(), start, optimizer, nn.MSELoss(), ragged(4, 3))
+    assert_same_history(result.history, history)
+    assert all_equal(trainer.state.model.parameters(), start.parameters())
+
+
+def test_where_the_best_weights_were_put_back_the_text_says_whose() -> None:
+    trainer = line_trainer(callbacks=[EarlyStopping("train/loss", mode="max", patience=1, restore_best=True)])
+    result = trainer.fit(ragged(4, 3), epochs=9)
+    assert f"# The fit went back to the weights of epoch {result.restored_epoch} here." in trainer.explain()
 
 
 @pytest.mark.parametrize("policy", ["skip", "ignore"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -27,6 +28,7 @@ def explain(
     closure: bool,
     plan: Plan | None,
     layout: Layout | None,
+    restored_epoch: int | None,
     callbacks: Mapping[str, Callback[Any]] | None,
 ) -> str:
     """The source text of the plain PyTorch loop.
@@ -38,13 +40,15 @@ def explain(
         closure: Whether the optimizer's step takes a closure.
         plan: That of the latest fit; None before any.
         layout: How that one's first batch was laid out.
+        restored_epoch: The epoch whose weights that one put back at its end, if it did.
         callbacks: Those whose hooks are to be shown, by their names; None for none.
     """
     return source(
         Facts(
             custom_step=loss is None,
             **_of_data(state, settings, loss, plan, layout),
-            **_of_plan(settings, plan),
+            **_of_plan(state, settings, plan),
+            restored_epoch=restored_epoch,
             **_of_model(state, settings, loss),
             closure=closure,
             accumulate=settings.accumulate,
@@ -83,15 +87,19 @@ def _of_data(
     }
 
 
-def _of_plan(settings: Settings, plan: Plan | None) -> dict[str, Any]:
-    """Targets, validation and schedule."""
+def _of_plan(state: State[Any], settings: Settings, plan: Plan | None) -> dict[str, Any]:
+    """Targets, validation and schedule. Where a callback has ended the fit, the target is where it did."""
     schedule = settings.schedule
     monitor = None if schedule is None else schedule.monitor
     found: dict[str, Any] = {"schedule": None if schedule is None else schedule.each, "monitor": monitor}
     if plan is None:
         needed = monitor is not None and monitor.startswith("val/")
         return found | {"fitted": False, "validation": "given" if needed else "maybe", "validate_epochs": 1}
-    found |= {"epochs": plan.epochs, "steps": plan.steps}
+    progress, ended = state.progress, state.stop_reason is not None
+    if ended:
+        whole = progress.batch == 0
+        plan = replace(plan, epochs=progress.epoch if whole else None, steps=None if whole else progress.step)
+    found |= {"epochs": plan.epochs, "steps": plan.steps, "ended": ended}
     if plan.validate is None:
         return found
     return found | {

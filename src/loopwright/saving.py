@@ -16,7 +16,14 @@ from torch import Tensor
 from loopwright.adapters import plain_state
 from loopwright.batches import EpochData, length_of
 from loopwright.callbacks.checkpoint import Checkpoint
-from loopwright.checkpoint import Contents, Snapshot, list_checkpoints, read_checkpoint, read_manifest
+from loopwright.checkpoint import (
+    Contents,
+    Snapshot,
+    latest_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    read_manifest,
+)
 from loopwright.errors import CheckpointError, ConfigError
 from loopwright.guard import Guard
 from loopwright.plain import encode
@@ -277,6 +284,12 @@ class Saving:
         self._leave()
 
     def _leave(self) -> NoReturn:
+        saved = [path for checkpoint in self._checkpoints if (path := latest_checkpoint(checkpoint.folder)) is not None]
+        logger.warning(
+            '%s: the run is saved in %s; the same call with resume="auto", or that path, goes on from there',
+            "SIGTERM" if self._signals.asked is signal.SIGTERM else "interrupted",
+            " and ".join(map(str, saved)),
+        )
         if self._signals.ending is not None:
             raise self._signals.ending
         if self._signals.asked is signal.SIGTERM:

@@ -244,7 +244,7 @@ class Trainer(Generic[Model, Batch]):
         saving.check(resume)
         restores = resume is not None and (resume != "auto" or state.progress.fresh)
         if not restores and (reason := plan.reached(state.progress)) is not None:
-            self._say_nothing_to_train(logging.WARNING, reason)
+            self._say_nothing_to_train(reason)
             return self._as_it_ended(reason)
         if preflight and state.progress.fresh and not saving.goes_on(resume):
             self.preflight(train, val).raise_failures()
@@ -260,7 +260,7 @@ class Trainer(Generic[Model, Batch]):
                 raise
             reason = state.stop_reason or plan.reached(state.progress)
             if reason is not None and restored and not self._run.unfinished:
-                self._say_nothing_to_train(logging.INFO, reason)
+                self._say_nothing_to_train(reason)
                 if self._run.ended:  # else it was left between its last save and its end
                     return self._as_it_ended(reason)
             self._run.ended = False
@@ -277,9 +277,8 @@ class Trainer(Generic[Model, Batch]):
                 self._end(hooks)
         return self._result(reason)
 
-    def _say_nothing_to_train(self, level: int, reason: str) -> None:
-        logger.log(
-            level,
+    def _say_nothing_to_train(self, reason: str) -> None:
+        logger.warning(
             "nothing to train: targets are absolute, and the run has ended already: %s (%s); "
             "raise the target to train more, or make a new model, optimizer and Trainer to begin again",
             reason,
@@ -777,6 +776,7 @@ class Trainer(Generic[Model, Batch]):
             closure=self._takes_closure,
             plan=self._fitted,
             layout=self._run.data.layout,
+            restored_epoch=self._restored_epoch,
             callbacks=shown,
         )
 

@@ -29,6 +29,8 @@ class Facts:
         epochs: The target in epochs; None for none.
         steps: The target in optimizer steps; None for none.
         fitted: Whether these are those of a fit; else ``epochs`` is left to the caller.
+        ended: A callback ended it, before a target of its own.
+        restored_epoch: The epoch whose weights it put back at its end, if it did.
         validation: ``"given"``: there is validation data; ``"maybe"``: it is up to the caller.
         validate_steps: Validate every so many optimizer steps.
         validate_epochs: Validate every so many epochs.
@@ -64,6 +66,8 @@ class Facts:
     epochs: int | None = None
     steps: int | None = None
     fitted: bool = True
+    ended: bool = False
+    restored_epoch: int | None = None
     validation: Literal["given", "maybe"] | None = None
     validate_steps: int | None = None
     validate_epochs: int | None = None

@@ -77,6 +77,8 @@ def _train(f: Facts) -> Lines:
     val = {"given": ["val_loader"], "maybe": ["val_loader=None"], None: []}[f.validation]
     arguments = ["model", "optimizer", function(f), "train_loader", *val, *_keywords(f)]
     body = ['"""Train the model in place; what is returned has a row of means for each epoch."""']
+    if f.ended:
+        body += note("A callback ended the fit, before its own target: the one here is where that was.", 1)
     body += _prepared(f) + _begin(f)
     if f.hooks:
         body += hook(f, "setup", 1) + hook(f, "on_fit_start", 1)
@@ -96,7 +98,9 @@ def _train(f: Facts) -> Lines:
     body += hook(f, "on_fit_end", 1)
     if f.saves:
         body += note(f"{', '.join(f.saves)}: a last save, if anything has changed since", 1)
-    if f.restores:
+    if f.restored_epoch is not None:
+        body += note(f"The fit went back to the weights of epoch {f.restored_epoch} here.", 1)
+    elif f.restores:
         body += note(f"{f.restores}: the best weights are put back here", 1)
     body += hook(f, "on_exception", 1, ", where an error is on its way")
     body += hook(f, "teardown", 1, ", last and always, in reverse order")
