@@ -1031,3 +1031,12 @@ def test_a_fault_at_any_leaf_of_unlike_architectures_is_found_there(architecture
         assert (error.module, error.operation) == (name, "sqrt" if backward else "log"), error
         assert error.step == 3
         assert not error.inexact
+
+
+def test_where_no_line_of_the_users_ran_the_operation_none_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), device="cpu")
+    with pytest.raises(NonFiniteError) as caught:
+        trainer.fit([(torch.full((2, 3), math.nan), torch.zeros(2, 1))], epochs=1)
+    assert caught.value.cause == "input"
+    assert "line" not in str(caught.value).replace("linear", "")

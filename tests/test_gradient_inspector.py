@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -379,3 +380,16 @@ def test_learning_curves_and_bar_leave_single_layers_out(tmp_path: Path) -> None
 def test_wrong_arguments_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         GradientInspector(**arguments)
+
+
+def test_scripted_modules_are_inspected_without_hooks() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch would have other things than scripts
+        scripted = torch.jit.script(nn.Linear(3, 4))
+    model = nn.Sequential(scripted, nn.Tanh(), nn.Linear(4, 1))
+    inspector = GradientInspector()
+    trainer = Trainer(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), callbacks=[inspector], device="cpu"
+    )
+    trainer.fit([(torch.randn(4, 3), torch.randn(4, 1))] * 20, epochs=1)
+    assert any(name.startswith("grad/0/") for name in trainer.state.metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -171,3 +172,34 @@ def test_the_bits_are_those_of_the_recorded_calls() -> None:
             step()
         ends.append([*model.parameters(), *(value for entry in optimizer.state.values() for value in entry.values())])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("fitted", [False, True], ids=["new", "fitted before"])
+def test_a_copy_of_a_trainer_steps_its_own_optimizer(fitted: bool) -> None:
+    model, optimizer = line()
+    trainer = Trainer(model, optimizer, nn.MSELoss(), device="cpu")
+    if fitted:
+        trainer.fit(some_batches(4), epochs=1)
+    kept = [parameter.detach().clone() for parameter in model.parameters()]
+    twin = copy.deepcopy(trainer)
+    twin.fit(some_batches(4), epochs=2)
+    assert all(torch.equal(a, b) for a, b in zip(kept, model.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(kept, twin.state.model.parameters(), strict=True))
+
+
+def test_methods_that_are_put_in_place_of_torchs_in_mid_run_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = line()
+    called: list[str] = []
+    plain = {"step": SGD.step, "zero_grad": SGD.zero_grad}
+
+    def put(state: State[Any], batch: object) -> None:
+        for name, method in plain.items() if state.progress.step == 2 else ():
+
+            def other(self: Any, *args: Any, name: str = name, method: Any = method) -> Any:
+                called.append(name)
+                return method(self, *args)
+
+            monkeypatch.setattr(SGD, name, other)
+
+    fit(model, optimizer, At(on_batch_start=put))
+    assert called == ["zero_grad", "step"] * 2

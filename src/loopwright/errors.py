@@ -147,7 +147,7 @@ class NonFiniteError(LoopwrightError, FloatingPointError):
         """Make the message anew, of what the attributes now say."""
         why, fix = self.why and f"why: {self.why}", self.fix and f"fix: {self.fix}"
         lines = [line for line in (*self.details, why, fix) if line]
-        self.args = ("\n  ".join([f"[{self.id}] {self.what}", *lines]),)
+        self.args: tuple[Any, ...] = ("\n  ".join([f"[{self.id}] {self.what}", *lines]),)
 
 
 class ShapeMismatchError(LoopwrightError, ValueError):

@@ -177,7 +177,7 @@ class Trainer(Generic[Model, Batch]):
             self._replay,
             eager=self._eager,
             closure=self._takes_closure,
-            settle=lambda: self._saving.settle(),
+            settle=self._settle,
         )
         self._skips = Skips(self.state, self._culprit)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
@@ -185,7 +185,7 @@ class Trainer(Generic[Model, Batch]):
         self._output_wanted = False
         self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
         self._zero_grad: Callable[[], None] = optimizer.zero_grad  # and what the model has beside them
-        self._step_optimizer: Callable[[], object] = step_of(optimizer)
+        self._step_optimizer: Callable[[], object] = optimizer.step  # made anew by each fit, as a copy needs its own
 
     def fit(
         self,
@@ -612,6 +612,7 @@ class Trainer(Generic[Model, Batch]):
         of_model = {id(p): p for p in model.parameters()}
         self._parameters = [p for key, p in of_model.items() if key in held]
         self._parameters += [p for key, p in held.items() if key not in of_model]
+        self._step_optimizer = step_of(state.optimizer)
         self._zero_grad = zero_grad_of(state.optimizer, [p for key, p in of_model.items() if key not in held])
 
     def _end(self, hooks: Hooks) -> None:
@@ -845,6 +846,9 @@ class Trainer(Generic[Model, Batch]):
         finally:
             self._running = False
             state.stage = "train"
+
+    def _settle(self) -> None:
+        self._saving.settle()
 
     def _savers(self) -> Saving:
         checkpoints = [callback for callback in self._settings.callbacks if isinstance(callback, Checkpoint)]

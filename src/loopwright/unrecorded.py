@@ -31,19 +31,15 @@ def zero_grad_of(optimizer: Optimizer, beside: Sequence[Tensor]) -> Callable[[],
         optimizer: Its parameters may become more while the run goes on.
         beside: The other parameters.
     """
-    if type(optimizer).zero_grad is not _ZERO_GRAD or "zero_grad" in vars(optimizer):
-
-        def call() -> None:
-            optimizer.zero_grad()
-            for parameter in beside:
-                parameter.grad = None
-
-        return call
+    own = vars(optimizer)
 
     def clear() -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        if "zero_grad" in own or type(optimizer).zero_grad is not _ZERO_GRAD:
+            optimizer.zero_grad()
+        else:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
         for parameter in beside:
             parameter.grad = None
 
@@ -66,6 +62,7 @@ def step_of(optimizer: Optimizer) -> Callable[[], object]:
     def step() -> None:
         if (
             "step" in own
+            or type(optimizer).step is not recorded
             or own["_optimizer_step_pre_hooks"]
             or own["_optimizer_step_post_hooks"]
             or torchs._global_optimizer_pre_hooks

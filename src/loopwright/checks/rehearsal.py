@@ -151,7 +151,7 @@ class AsFound:
         tensors = {id(t): t for t in (*owned, *held) if not is_lazy(t)}.values()
         in_modules = (value for module in self._modules for value in vars(module).values())
         self._own = [*own, *(value for value in in_modules if isinstance(value, torch.Generator))]
-        self.random = RandomState.capture(self._own)
+        self.random: RandomState = RandomState.capture(self._own)
         # In main memory: an accelerator may have no room for a third copy.
         self._tensors = [(tensor, tensor.detach().to("cpu", copy=True), tensor.requires_grad) for tensor in tensors]
         self._gradients = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf]
@@ -329,7 +329,7 @@ def in_words(error: BaseException) -> str:
     """An error's text, with the last line of the user's own code that led to it."""
     text = " ".join(str(error).split()) or "no message"
     words = f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
-    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith(libraries):
             return f"{words} ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name}: {frame.line})"

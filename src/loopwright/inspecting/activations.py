@@ -52,9 +52,13 @@ class Activations:
         self._shares = []
         bounded = dict(self._bounded)
         for name, module in self._bounded:
+            if isinstance(module, torch.jit.ScriptModule):  # which takes no hook
+                continue
             self._handles.append(module.register_forward_hook(self._measure(name)))
         if turns:
             for name, module in self._model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
                 if name in bounded or next(module.parameters(recurse=False), None) is not None:
                     self._handles.append(module.register_forward_pre_hook(self._note(name)))
 

@@ -41,9 +41,9 @@ class Probe:
         self, model: nn.Module, optimizer: Optimizer, turns: dict[str, int], earlier: dict[str, Tensor] | None = None
     ) -> None:
         self._model, self._optimizer = plain_module(model), optimizer
-        self.turns = turns
+        self.turns: dict[str, int] = turns
         self._earlier: dict[str, Tensor] = dict(earlier or {})
-        self.activations = Activations(self._model)
+        self.activations: Activations = Activations(self._model)
         self._looks = 0
         self._pending: list[tuple[str, int, Tensor]] = []  # column, place, one number on its device
         self._weights: _Tensors = []

@@ -24,7 +24,7 @@ from loopwright.nonfinite.reasons import CONSTANTS, UNSET, Facts
 
 UNKNOWN = "something that was there before the step"
 _TORCH, _OWN = Path(torch.__file__).parent, Path(__file__).parent.parent
-_END = str(_OWN / "rerun.py")  # the frame that runs the step; beyond it is what calls fit
+_END = str(Path(__file__).parent / "rerun.py")  # the frame that runs the step; beyond it is what calls fit
 
 
 @dataclass(frozen=True)
