@@ -19,7 +19,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test faults docs bench pictures site-check clean
+.PHONY: help demo test faults docs bench bench-short pictures api-check site-check clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -42,9 +42,16 @@ faults: .venv/.dev  ## kill, damage and starve runs by the hundred, and print wh
 docs: .venv/.dev  ## build the site into site/
 	$(PY) -m mkdocs build --strict
 
-bench: .venv/.examples  ## measure what the library adds to a plain loop, and what checkpoints cost
-	$(PY) benchmarks/overhead.py
-	$(PY) benchmarks/checkpoint.py
+bench: .venv/.examples .venv-peers/.made  ## every benchmark, beside other trainers too; takes long; the figures and pictures of the docs
+	$(PY) benchmarks/everything.py --peers .venv-peers/bin/python
+
+bench-short: .venv/.examples .venv-peers/.made  ## the same with few rounds: some minutes; writes into build/bench
+	$(PY) benchmarks/everything.py --short --peers .venv-peers/bin/python --results build/bench --pictures build/bench
+
+api-check: .venv/.dev  ## what the public API has lost or changed since the last version
+	@tag=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null) || { \
+		echo "no version is tagged yet: there is nothing to compare the API with"; exit 0; }; \
+	echo "the API since $$tag:"; $(PY) -m griffe check loopwright --search src --against "$$tag" --format verbose
 
 pictures: .venv/.dev  ## make the pictures of the callback gallery anew, and what is generated of its cards
 	$(PY) tests/gallery_pictures.py
@@ -53,9 +60,9 @@ pictures: .venv/.dev  ## make the pictures of the callback gallery anew, and wha
 site-check: docs .venv-site/.made  ## look at the built site in Chromium; screenshots go into build/site-check
 	.venv-site/bin/python tests/site_check.py site --screenshots build/site-check
 
-clean:  ## remove what was built and cached; .venv and runs/ stay
+clean:  ## remove what was built and cached; the environments and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # dev brings everything that examples brings.
 .venv/.dev: .venv/.made pyproject.toml constraints.txt
@@ -64,6 +71,13 @@ clean:  ## remove what was built and cached; .venv and runs/ stay
 
 .venv/.examples: .venv/.made pyproject.toml constraints.txt
 	$(INSTALL) '.[examples]'
+	@touch $@
+
+# The other trainers have an environment of their own: nobody who works on the library needs them.
+.venv-peers/.made: .venv/.made benchmarks/requirements-peers.txt pyproject.toml constraints.txt
+	$(PY) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+		--requirement benchmarks/requirements-peers.txt --editable .
 	@touch $@
 
 # What drives the browser has an environment of its own: nothing else needs it. Chromium and chromium-driver are

@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import gc
 import hashlib
-import json
 import logging
 import os
 import sys
@@ -34,7 +33,7 @@ from torch import Tensor, nn, optim
 from loopwright import Callback, Every, State, Trainer
 from loopwright.callbacks import Checkpoint
 from loopwright.checkpoint import read_checkpoint
-from measuring import Spread, Table, aligned, freeze, machine, markdown, seconds
+from measuring import Spread, Table, add_outputs, disk, freeze, machine, put_out, seconds
 
 BLOCKED, DURABLE = "the loop is blocked", "until it is durable"
 FIRST, LATER = "first save", "later save"
@@ -282,14 +281,6 @@ def report(case: Case, size: int, found: Sequence[Mapping[str, Taken]]) -> dict[
     return {"case": case.name, "bytes": size, "ways": ways}
 
 
-def disk(folder: Path) -> str:
-    """The file system that a folder is on, as Linux tells it."""
-    mounts, place = Path("/proc/mounts"), folder.resolve()
-    rows = [line.split() for line in mounts.read_text().splitlines()] if mounts.exists() else []
-    found = {row[1]: f"{row[2]} on {row[0]}" for row in rows if place.is_relative_to(row[1])}
-    return found[max(found, key=len)] if found else "unknown"
-
-
 def as_table(reports: Iterable[Mapping[str, Any]]) -> Table:
     """The reports as rows of cells."""
     rows = [["state", "what", "seconds", "MB/s", "of torch.save", "of raw write + fsync + SHA-256", "memory, MB"]]
@@ -315,8 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10, help="how often each size is saved in each way (default: 10)")
     parser.add_argument("--quick", action="store_true", help="two rounds of 100 kB: they show that it works, not times")
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure (default: the current one)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table there, for a page")
+    add_outputs(parser)
     options = parser.parse_args(arguments)
     rounds, cases = (2, (Case("100 kB", layers=3, width=64),)) if options.quick else (options.rounds, CASES)
     if rounds < 2:
@@ -331,12 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     facts, table = machine() | {"disk": disk(options.folder), "rounds": str(rounds)}, as_table(reports)
     facts["processor"] = facts["processor"].removesuffix(", of which one is used")  # hashing and writing use others
-    print(*(f"{name}: {fact}" for name, fact in facts.items()), "", aligned(table), sep="\n")
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": facts, "rounds": rounds, "cases": reports}, indent=2) + "\n")
-    if options.markdown is not None:
-        listed = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
-        options.markdown.write_text(f"{markdown(table)}\n\n{listed}\n")
+    put_out(options, {"machine": facts, "rounds": rounds, "cases": reports}, table)
 
 
 if __name__ == "__main__":

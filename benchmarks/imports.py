@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measuring import Spread, Table, aligned, markdown
+from measuring import Spread, Table, add_outputs, put_out
 
 LOOPWRIGHT = "import loopwright"
 STATEMENTS = {
@@ -128,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter (default: this)")
     parser.add_argument("--rounds", type=int, default=10, help="processes for each figure (default: 10)")
     parser.add_argument("--quick", action="store_true", help="two rounds, which show the modules and not the times")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the tables there, for a page")
+    add_outputs(parser)
     options = parser.parse_args(arguments)
     rounds = 2 if options.quick else options.rounds
     if rounds < 2:
@@ -147,13 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch_alone = Spread.of([1e3 * each["torch"] for rounds_of_it in found.values() for each in rounds_of_it])
     facts["import torch itself"] = f"{torch_alone.text(0)} ms"
     tables = as_table(reports), [[f"loaded by {LOOPWRIGHT}", "itself, ms"]] + [[a, f"{b:.1f}"] for a, b in own.items()]
-    print(*(f"{name}: {fact}" for name, fact in facts.items()), *(f"\n{aligned(table)}" for table in tables), sep="\n")
-    if options.json is not None:
-        figures = {"machine": facts, "rounds": rounds, "not_installed": missing, "imports": reports, "loaded_ms": own}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
-    if options.markdown is not None:
-        listed = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
-        options.markdown.write_text("\n\n".join([*map(markdown, tables), listed]) + "\n")
+    figures = {"machine": facts, "rounds": rounds, "not_installed": missing, "imports": reports, "loaded_ms": own}
+    put_out(options, figures, *tables)
 
 
 if __name__ == "__main__":

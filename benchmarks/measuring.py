@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import gc
+import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -75,6 +77,39 @@ def markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
+def add_outputs(parser: argparse.ArgumentParser, *, plot: bool = False) -> None:
+    """The options that say where the figures go."""
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the tables there, for a page")
+    if plot:
+        parser.add_argument("--plot", type=Path, metavar="PATH", help="draw a picture there; needs matplotlib")
+
+
+def put_out(
+    options: argparse.Namespace,
+    found: Mapping[str, Any],
+    *tables: Table,
+    draw: Callable[[Path], None] | None = None,
+) -> None:
+    """Print what was found, and write and draw it where the options say.
+
+    Args:
+        options: Those of ``add_outputs``.
+        found: All that goes into the JSON file; under ``"machine"`` what the figures depend on.
+        tables: What is printed, and goes into the page.
+        draw: Draws the picture; it is given the path.
+    """
+    facts = found["machine"]
+    print(*(f"{name}: {fact}" for name, fact in facts.items()), *(f"\n{aligned(table)}" for table in tables), sep="\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    if options.markdown is not None:
+        listed = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
+        options.markdown.write_text("\n\n".join([*map(markdown, tables), listed]) + "\n")
+    if draw is not None and options.plot is not None:
+        draw(options.plot)
+
+
 def plain_axes(ax: Axes) -> None:
     """A light grid behind the data and no frame, like the learning curves that ``Result.plot`` draws."""
     ax.grid(color="0.9", linewidth=0.8)
@@ -100,3 +135,11 @@ def _processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def disk(folder: Path) -> str:
+    """The file system that a folder is on, as Linux tells it."""
+    mounts, place = Path("/proc/mounts"), folder.resolve()
+    rows = [line.split() for line in mounts.read_text().splitlines()] if mounts.exists() else []
+    found = {row[1]: f"{row[2]} on {row[0]}" for row in rows if place.is_relative_to(row[1])}
+    return found[max(found, key=len)] if found else "unknown"

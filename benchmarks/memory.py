@@ -22,6 +22,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from loopwright.callbacks import (
     ProgressBar,
     TensorBoardLogger,
 )
-from measuring import Table, aligned, freeze, machine, markdown
+from measuring import Table, add_outputs, freeze, machine, plain_axes, put_out
 from overhead import Terminal, small_network
 
 WAYS = ("by hand", "bare", "every callback")
@@ -286,12 +287,33 @@ def hooks_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     return rows
 
 
+def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """What the process holds, and the live tensors, over the steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.1), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for each, color in zip(reports, ("0.45", "#2f6db3", "#c8692b"), strict=True):
+        samples = each["samples"]
+        steps = [sample["step"] for sample in samples]
+        grown = [(sample["resident_kb"] - samples[0]["resident_kb"]) / 1024 for sample in samples]
+        left.plot(steps, grown, "o-", color=color, markersize=3, linewidth=1.6, label=each["way"])
+        right.plot(steps, [sample["tensors"] for sample in samples], "o-", color=color, markersize=3, linewidth=1.6)
+    left.set_title("the process, MB more than at first", fontsize=11)
+    right.set_title("live tensors", fontsize=11)
+    right.set_ylim(bottom=0)
+    for ax in (left, right):
+        ax.set_xlabel("step")
+        plain_axes(ax)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000, help="a multiple of 100 (default: 10,000)")
     parser.add_argument("--quick", action="store_true", help="400 steps: too few to judge the process by")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the tables there, for a page")
+    add_outputs(parser, plot=True)
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     steps = 400 if options.quick else options.steps
@@ -303,13 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     reports = [report(way, measure(way, steps)) for way in WAYS]
     facts, tables = machine() | {"steps": str(steps)}, (as_table(reports), hooks_table(reports))
-    print(*(f"{name}: {fact}" for name, fact in facts.items()), *(f"\n{aligned(table)}" for table in tables), sep="\n")
     grows = growing(reports, judge_process=steps >= 5_000)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": facts, "ways": reports, "grows": grows}, indent=2) + "\n")
-    if options.markdown is not None:
-        listed = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
-        options.markdown.write_text("\n\n".join([*map(markdown, tables), listed]) + "\n")
+    put_out(options, {"machine": facts, "ways": reports, "grows": grows}, *tables, draw=partial(draw, reports))
     if grows:
         sys.exit("\n".join(grows))
 

@@ -1,17 +1,17 @@
 """What the trainer costs on top of the loop written by hand, on models so small that it shows.
 
-Each case is trained by hand, by the trainer alone ("bare"), and with a bar, a CSV file and early stopping ("as used").
-These take turns, in an order that is reversed every round, so that whatever slows the machine slows each of them.
-Before a round counts, weights and random generator have to be where the loop by hand leaves them, bit for bit.
+Each case is trained by hand, by the trainer alone ("bare"), with a bar, a CSV file and early stopping ("as used"), and
+two of them with a checkpoint every ten epochs beside these ("with checkpoints"), whose last one is on the disk when the
+clock stops. These take turns, in an order that is reversed every round, so that whatever slows the machine slows each
+of them. Before a round counts, weights and random generator have to be where the loop by hand leaves them, bit for bit.
 
-$ python benchmarks/overhead.py --json overhead.json --markdown overhead.md
+$ python benchmarks/overhead.py --json overhead.json --markdown overhead.md --plot overhead.png
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import statistics
 import sys
@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
-from loopwright import Callback, Trainer
-from loopwright.callbacks import CSVLogger, EarlyStopping, ProgressBar
-from measuring import Spread, Table, aligned, freeze, machine, markdown, seconds
+from loopwright import Callback, Every, Trainer
+from loopwright.callbacks import Checkpoint, CSVLogger, EarlyStopping, ProgressBar
+from measuring import Spread, Table, add_outputs, disk, freeze, machine, plain_axes, put_out, seconds
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ class Case:
     problem: Callable[[], Problem]
     epochs: int
     steps: int  # in all
+    checkpoints: bool = False  # whether it is trained with them too
 
     def shortened(self) -> Case:
         """The same for one epoch."""
@@ -179,6 +180,8 @@ class Case:
 
 CASES = (
     Case("document 000", document_000, epochs=20, steps=200),
+    Case("document 000, 100 steps", document_000, epochs=10, steps=100, checkpoints=True),
+    Case("document 000, 1,000 steps", document_000, epochs=100, steps=1_000, checkpoints=True),
     Case("document 001", document_001, epochs=100, steps=100),
     Case("document 002", document_002, epochs=10, steps=40),
     Case("ready-made batches", partial(ready_made, small_network, 100, (10, 10), clocked=True), epochs=3, steps=300),
@@ -206,9 +209,21 @@ def bare(problem: Problem, case: Case) -> Callable[[], object]:
 
 
 def as_used(problem: Problem, case: Case, *, screen: Terminal, folder: Path) -> Callable[[], object]:
-    path = folder / f"{len(os.listdir(folder))}.csv"
+    own = folder / str(len(os.listdir(folder)))
+    own.mkdir()
+    return _fit(problem, case, usual_callbacks(case, screen, own))
+
+
+def with_checkpoints(problem: Problem, case: Case, *, screen: Terminal, folder: Path) -> Callable[[], object]:
+    own = folder / str(len(os.listdir(folder)))
+    own.mkdir()
+    checkpoint = Checkpoint(own / "checkpoints", every=Every(epochs=10))
+    return _fit(problem, case, [*usual_callbacks(case, screen, own), checkpoint])
+
+
+def usual_callbacks(case: Case, screen: Terminal, folder: Path) -> list[Callback]:
     stopping = EarlyStopping("train/loss", mode="min", patience=case.epochs)  # too patient to stop anything
-    return _fit(problem, case, [ProgressBar(file=screen), CSVLogger(path), stopping])
+    return [ProgressBar(file=screen), CSVLogger(folder / "metrics.csv"), stopping]
 
 
 def _fit(problem: Problem, case: Case, callbacks: list[Callback]) -> Callable[[], object]:
@@ -282,12 +297,41 @@ def as_table(reports: Iterable[Mapping[str, Any]]) -> Table:
     return rows
 
 
+COLORS = {"bare": "#2f6db3", "as used": "#c8692b", "with checkpoints": "#3d8b53"}
+
+
+def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The ratios with their quartiles, a row a case."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure = Figure(figsize=(8.4, 0.9 + 0.36 * len(reports)), dpi=150, layout="constrained")
+    ax = figure.subplots()
+    for y, found in enumerate(reversed(reports)):
+        for shift, (way, color) in zip((0.2, 0.0, -0.2), COLORS.items(), strict=True):
+            if way in found["loopwright"]:
+                ratio = Spread(**found["loopwright"][way]["ratio"])
+                ax.plot([ratio.quartile1, ratio.quartile3], [y + shift] * 2, color=color, linewidth=1.6)
+                ax.plot(ratio.median, y + shift, "o", color=color, markersize=5, label=way)
+    ax.axvline(1, color="0.35", linestyle=":", linewidth=1.4)
+    ax.set_yticks(range(len(reports)), [found["case"] for found in reversed(reports)])
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7, 8, 9)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("time of the loop by hand = 1", fontsize=9)
+    plain_axes(ax)
+    lines = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))  # each label once
+    figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100, help="how often each case is timed (default: 100)")
     parser.add_argument("--quick", action="store_true", help="two rounds of an epoch: they show bits, not times")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table there, for a page")
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to save to (default: the current one)")
+    add_outputs(parser, plot=True)
     options = parser.parse_args(arguments)
     rounds, cases = (2, [case.shortened() for case in CASES]) if options.quick else (options.rounds, CASES)
     if rounds < 2:
@@ -296,24 +340,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     os.environ.update(TERM="xterm", TQDM_DISABLE="0")  # the bar is drawn, wherever this runs
     freeze()
-    with tempfile.TemporaryDirectory() as folder, Terminal() as screen:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, Terminal() as screen:
         ways: dict[str, Way] = {
             "by hand": by_hand,
             "bare": bare,
             "as used": partial(as_used, screen=screen, folder=Path(folder)),
         }
+        saving: dict[str, Way] = {"with checkpoints": partial(with_checkpoints, screen=screen, folder=Path(folder))}
         try:
-            reports = [report(case, measure(case, ways, rounds)) for case in cases]
+            reports = [
+                report(case, measure(case, ways | saving if case.checkpoints else ways, rounds)) for case in cases
+            ]
         except OtherBitsError as error:
             sys.exit(str(error))
 
-    facts, table = machine() | {"rounds": str(rounds)}, as_table(reports)
-    print(*(f"{name}: {fact}" for name, fact in facts.items()), "", aligned(table), sep="\n")
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": facts, "rounds": rounds, "cases": reports}, indent=2) + "\n")
-    if options.markdown is not None:
-        listed = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
-        options.markdown.write_text(f"{markdown(table)}\n\n{listed}\n")
+    facts, table = machine() | {"disk": disk(options.folder), "rounds": str(rounds)}, as_table(reports)
+    put_out(options, {"machine": facts, "rounds": rounds, "cases": reports}, table, draw=partial(draw, reports))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
 """How long other trainers take for the same training, beside the loop written by hand and loopwright.
 
 Each trainer is used in two ways. "Lean" is the least work that its documentation offers for this training: nothing is
-drawn, logged or saved. "As used" is what it does when nothing is switched off; Ignite and Accelerate, which add nothing
-by themselves, get a bar and a log. The function of each trainer below is all of its code.
+drawn, logged or saved. "As used" is with a bar, a log of every epoch and a checkpoint every ten epochs, by the means of
+the trainer itself and with everything else as it comes; loopwright has early stopping as well, and is the only one
+whose checkpoints are on the disk when the clock stops. The function of each trainer below is all of its code.
 
 Each trainer has a process of its own, in which the loop by hand is timed too, round by round, and a ratio compares the
 two of one round in one process. The processes take turns, in an order that is reversed every round. The weights that
 a trainer comes to are compared with those of the loop by hand, bit for bit.
 
-The trainers are best installed into an environment of their own, which --install makes, and --python names later on.
-Those that are not installed there are left out, and the report says so.
+The trainers are best installed into an environment of their own, such as `make .venv-peers/.made` makes from
+requirements-peers.txt, and --python names it. Those that are not installed there are left out, and the report says so.
 
-$ python benchmarks/peers.py --install /tmp/peers
-$ python benchmarks/peers.py --python /tmp/peers/bin/python --json peers.json --markdown peers.md
+$ python benchmarks/peers.py --python .venv-peers/bin/python --json peers.json --markdown peers.md --plot peers.png
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from loopwright import Callback, Every, Trainer
 from loopwright.callbacks import Checkpoint, CSVLogger, EarlyStopping, ProgressBar
-from measuring import Spread, Table, aligned, freeze, machine, markdown, plain_axes, seconds
+from measuring import Spread, Table, add_outputs, freeze, machine, plain_axes, put_out, seconds
 from overhead import (
     Case,
     Clocked,
@@ -57,8 +57,7 @@ from overhead import (
     small_network,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = Path(__file__).with_name("peers-requirements.txt")
+REQUIREMENTS = Path(__file__).with_name("requirements-peers.txt")
 
 
 def medium_network(samples: int) -> Problem:
@@ -156,17 +155,20 @@ def loopwright_trainer(problem: Problem, case: Case, folder: Path, *, lean: bool
 
 def ignite(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Prepared:
     from ignite.engine import Events, create_supervised_trainer  # type: ignore[import-not-found]
-    from ignite.handlers import ProgressBar as Bar  # type: ignore[import-not-found]
-    from ignite.handlers import TensorboardLogger
+    from ignite.handlers import Checkpoint as Saver  # type: ignore[import-not-found]
+    from ignite.handlers import DiskSaver, TensorboardLogger
+    from ignite.handlers import ProgressBar as Bar
 
     trainer = create_supervised_trainer(problem.model, problem.optimizer, problem.loss)
     fit = partial(trainer.run, problem.data, max_epochs=case.epochs)
 
     def fit_as_used() -> None:
-        with TensorboardLogger(log_dir=folder) as logger:
-            every = Events.ITERATION_COMPLETED(every=100)
-            logger.attach_output_handler(trainer, every, tag="train", output_transform=lambda loss: {"loss": loss})
+        with TensorboardLogger(log_dir=folder / "log") as logger:
+            each = Events.EPOCH_COMPLETED
+            logger.attach_output_handler(trainer, each, tag="train", output_transform=lambda loss: {"loss": loss})
             Bar().attach(trainer, output_transform=lambda loss: {"loss": loss})
+            state = {"model": problem.model, "optimizer": problem.optimizer, "trainer": trainer}
+            trainer.add_event_handler(each(every=10), Saver(state, DiskSaver(folder / "checkpoints"), n_saved=3))
             fit()
 
     return Prepared(fit if lean else fit_as_used, problem.model.parameters)
@@ -203,6 +205,8 @@ def accelerate(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Pre
                 running_loss += loss.item()
                 bar.update(1)
             accelerator.log({"train_loss": running_loss / len(data)}, step=epoch)
+            if epoch % 10 == 9:
+                accelerator.save_state(folder / f"checkpoint-{epoch}")
         bar.close()
         accelerator.end_training()
 
@@ -211,6 +215,7 @@ def accelerate(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Pre
 
 def lightning(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Prepared:
     import lightning as L  # type: ignore[import-not-found]  # noqa: N812  # as its documentation has it
+    from lightning.pytorch.callbacks import ModelCheckpoint  # type: ignore[import-not-found]
 
     class Lit(L.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -228,8 +233,15 @@ def lightning(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Prep
             return problem.optimizer
 
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary") if lean else ()
-    switched_off = dict.fromkeys(off, False)
-    trainer = L.Trainer(max_epochs=case.epochs, accelerator="cpu", devices=1, default_root_dir=folder, **switched_off)
+    added = {} if lean else {"callbacks": [ModelCheckpoint(every_n_epochs=10, save_top_k=-1)]}
+    trainer = L.Trainer(
+        max_epochs=case.epochs,
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        **dict.fromkeys(off, False),
+        **added,
+    )
     # A list of batches would be one of loaders.
     ready: Any = problem.data
     data = ready if isinstance(ready, (DataLoader, Clocked)) else DataLoader(ready, batch_size=None)
@@ -269,6 +281,12 @@ def transformers(problem: Problem, case: Case, folder: Path, *, lean: bool) -> P
         "save_strategy": "no",
         "logging_nan_inf_filter": False,
     }
+    every: dict[str, Any] = {
+        "logging_strategy": "epoch",
+        "save_strategy": "steps",
+        "save_steps": 10 * case.steps // case.epochs,
+        "save_total_limit": 3,
+    }
     # Its defaults would clip the gradients, lower the rate, and draw the samples in an order of its own.
     same_training: dict[str, Any] = {
         "max_grad_norm": 0.0,
@@ -283,7 +301,7 @@ def transformers(problem: Problem, case: Case, folder: Path, *, lean: bool) -> P
         per_device_train_batch_size=1 if loader is None else loader.batch_size,
         dataloader_pin_memory=False,  # it would warn that there is no accelerator
         **same_training,
-        **(switched_off if lean else {}),
+        **(switched_off if lean else every),
     )
     optimizers = problem.optimizer, None
     if loader is not None:
@@ -300,8 +318,8 @@ def transformers(problem: Problem, case: Case, folder: Path, *, lean: bool) -> P
 
 
 def skorch(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Prepared:
-    del folder
-    from skorch import NeuralNet  # type: ignore[import-not-found]
+    import skorch.callbacks as own  # type: ignore[import-not-found]
+    from skorch import NeuralNet
 
     if isinstance(problem.data, DataLoader):
         dataset: Any = problem.data.dataset
@@ -309,6 +327,7 @@ def skorch(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Prepare
     else:
         dataset = TensorDataset(*next(iter(problem.data)))
         loading = {"iterator_train": lambda *_, **__: problem.data}
+    saver = own.Checkpoint(monitor=lambda net: len(net.history) % 10 == 0, dirname=str(folder))
     net = NeuralNet(
         problem.model,
         criterion=problem.loss,
@@ -317,7 +336,7 @@ def skorch(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Prepare
         max_epochs=case.epochs,
         train_split=None,
         **loading,
-        **({"callbacks": "disable"} if lean else {}),
+        callbacks="disable" if lean else [own.ProgressBar(), saver],
     ).initialize()
     # It makes a data set of tensors itself, which is slower than torch's.
     data = (dataset, None) if lean else dataset.tensors
@@ -325,7 +344,6 @@ def skorch(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Prepare
 
 
 def keras(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Prepared:
-    del folder
     import keras as k  # type: ignore[import-not-found]
 
     modules = list(problem.model.modules())
@@ -341,7 +359,9 @@ def keras(problem: Problem, case: Case, folder: Path, *, lean: bool) -> Prepared
         optimizer = k.optimizers.SGD(settings["lr"])
     model.compile(optimizer=optimizer, loss="mse")
 
-    fit = partial(model.fit, epochs=case.epochs, verbose=0 if lean else "auto")
+    saver = k.callbacks.ModelCheckpoint(folder / "{epoch}.keras", save_freq=10 * case.steps // case.epochs)
+    added = [] if lean else [k.callbacks.CSVLogger(folder / "log.csv"), saver]
+    fit = partial(model.fit, epochs=case.epochs, verbose=0 if lean else "auto", callbacks=added)
     if isinstance(problem.data, DataLoader):
         # Its fit makes iterators that it does not use, each of which draws, so that the samples come in other orders.
         dataset: Any = problem.data.dataset
@@ -632,6 +652,11 @@ def as_table(reports: Iterable[Mapping[str, Any]]) -> Table:
     return rows
 
 
+def other_bits(each: Mapping[str, Any]) -> str:
+    """The mark of a trainer whose weights are not those of the loop by hand, bit for bit."""
+    return "" if each["lean"]["largest_deviation"] == each["as used"]["largest_deviation"] == 0.0 else " *"
+
+
 def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A panel a case: the ratios with their quartiles, lean as full dots and as used as open ones."""
     from matplotlib.figure import Figure
@@ -649,7 +674,7 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
                 ax.plot([ratio.quartile1, ratio.quartile3], [y, y], color=color, linewidth=1.6)
                 ax.plot(ratio.median, y, "o", color=color, markerfacecolor=face, markersize=5)
         ax.axvline(1, color="0.35", linestyle=":", linewidth=1.4)
-        ax.set_yticks(range(len(trainers)), [name for name, _ in trainers])
+        ax.set_yticks(range(len(trainers)), [name + other_bits(each) for name, each in trainers])
         ax.set_xscale("log")
         least, most = ax.get_xlim()
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most > 4 * least else (1, 1.2, 1.5, 2, 3, 5, 7, 8, 9)))
@@ -659,38 +684,20 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
         plain_axes(ax)
     for ax in axes[len(reports) :]:
         ax.remove()
-    figure.supxlabel("time of the loop by hand = 1; full dots: lean, open dots: as used", fontsize=9)
+    words = "time of the loop by hand = 1; full dots: lean, open dots: as used; *: weights with other bits"
+    figure.supxlabel(words, fontsize=9)
     figure.savefig(path)
-
-
-def install(folder: Path) -> Path:
-    """Put the trainers, and loopwright as it is here, into an environment of their own; its interpreter."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder.absolute() / ("Scripts" if os.name == "nt" else "bin") / "python"
-    pip = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "--constraint",
-        str(ROOT / "constraints.txt"),
-    ]
-    subprocess.run([*pip, "--requirement", str(REQUIREMENTS), "--editable", str(ROOT)], check=True)
-    return python
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--python", type=Path, metavar="PATH", help="the interpreter with the trainers (default: this)")
-    where.add_argument("--install", type=Path, metavar="FOLDER", help="make an environment there first, and use it")
+    parser.add_argument(
+        "--python", default=sys.executable, metavar="PATH", help="the one with the trainers (default: this)"
+    )
     parser.add_argument("--only", nargs="+", choices=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--rounds", type=int, default=20, help="how often each case is timed (default: 20)")
     parser.add_argument("--quick", action="store_true", help="two rounds of an epoch: they show bits, not times")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table there, for a page")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw a picture there; needs matplotlib")
+    add_outputs(parser, plot=True)
     parser.add_argument("--serve", choices=list(PEERS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve is not None:
@@ -699,13 +706,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.rounds < 2:
         parser.error("--rounds must be at least 2: a spread needs two values")
 
-    python = install(options.install) if options.install is not None else options.python or Path(sys.executable)
     wanted = [name for name in PEERS if name == FIRST or options.only is None or name in options.only]
     with contextlib.ExitStack() as stack:
         try:
-            started = {name: stack.enter_context(Process(str(python), name)) for name in wanted}
+            started = {name: stack.enter_context(Process(options.python, name)) for name in wanted}
         except FailedError as error:
-            sys.exit(f"{python}: {error}")
+            sys.exit(f"{options.python}: {error}")
         missing = [name for name, process in started.items() if process.version is None]
         processes = {name: process for name, process in started.items() if name not in missing}
         reports = []
@@ -723,15 +729,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     failed = [name for name in wanted if name not in missing and name not in processes]
     table = as_table(reports)
-    print(*(f"{name}: {fact}" for name, fact in facts.items()), "", aligned(table), sep="\n")
-    if options.json is not None:
-        found = {"machine": facts, "not_installed": missing, "failed": failed, "cases": reports}
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
-    if options.markdown is not None:
-        listed = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
-        options.markdown.write_text(f"{markdown(table)}\n\n{listed}\n")
-    if options.plot is not None:
-        draw(reports, options.plot)
+    found = {"machine": facts, "not_installed": missing, "failed": failed, "cases": reports}
+    put_out(options, found, table, draw=partial(draw, reports))
     if failed:
         sys.exit(f"an error ended the turns of {', '.join(failed)}")
 

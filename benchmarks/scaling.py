@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from loopwright import Callback, State, Trainer
-from measuring import Spread, Table, aligned, freeze, machine, markdown, plain_axes
+from measuring import Spread, Table, add_outputs, freeze, machine, plain_axes, put_out
 from overhead import OtherBitsError, small_network
 
 TURN = 10  # steps
@@ -255,9 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10, help="rounds for each point (default: 10)")
     parser.add_argument("--quick", action="store_true", help="two rounds of few steps: they show bits, not times")
     parser.add_argument("--up-to", type=int, default=10_000_000, metavar="N", help="leave out what is larger")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table there, for a page")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw a picture there; needs matplotlib")
+    add_outputs(parser, plot=True)
     options = parser.parse_args(arguments)
     rounds, turns = (2, FEWEST) if options.quick else (options.rounds, TURNS)
     if rounds < 2:
@@ -277,14 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
 
     facts, table = machine() | {"rounds": str(rounds)}, as_table(reports)
-    print(*(f"{name}: {fact}" for name, fact in facts.items()), "", aligned(table), sep="\n")
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": facts, "rounds": rounds, "curves": reports}, indent=2) + "\n")
-    if options.markdown is not None:
-        listed = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
-        options.markdown.write_text(f"{markdown(table)}\n\n{listed}\n")
-    if options.plot is not None:
-        draw(reports, options.plot)
+    put_out(options, {"machine": facts, "rounds": rounds, "curves": reports}, table, draw=partial(draw, reports))
 
 
 if __name__ == "__main__":

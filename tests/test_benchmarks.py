@@ -29,16 +29,21 @@ SMALL = Case("small", THREE_BATCHES, epochs=2, steps=6)
 
 def test_the_overhead_benchmark_reports_every_case_with_the_bits_of_the_loop_by_hand(tmp_path: Path) -> None:
     figures, table = tmp_path / "overhead.json", tmp_path / "overhead.md"
-    command = [sys.executable, str(SCRIPT), "--quick", "--json", str(figures), "--markdown", str(table)]
+    picture = tmp_path / "overhead.png"
+    files = ["--json", str(figures), "--markdown", str(table), "--plot", str(picture)]
+    command = [sys.executable, str(SCRIPT), "--quick", *files]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert (run.returncode, run.stderr) == (0, "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["overhead.json", "overhead.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["overhead.json", "overhead.md", "overhead.png"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(figures.read_text())
     assert found.keys() == {"machine", "rounds", "cases"}
     assert {"processor", "python", "torch", "loopwright", "date"} <= found["machine"].keys()
     assert [(case["case"], case["epochs"], case["steps"]) for case in found["cases"]] == [
         ("document 000", 1, 10),
+        ("document 000, 100 steps", 1, 10),
+        ("document 000, 1,000 steps", 1, 10),
         ("document 001", 1, 1),
         ("document 002", 1, 4),
         ("ready-made batches", 1, 100),
@@ -48,12 +53,24 @@ def test_the_overhead_benchmark_reports_every_case_with_the_bits_of_the_loop_by_
     spread = {"median", "quartile1", "quartile3"}
     for case in found["cases"]:
         assert case["by_hand_us_per_step"].keys() == spread
-        assert case["loopwright"].keys() == {"bare", "as used"}
+        saved = {"with checkpoints"} if case["case"].endswith("0 steps") else set()
+        assert case["loopwright"].keys() == {"bare", "as used"} | saved
         for way, reported in case["loopwright"].items():
             assert reported["rounds_with_equal_bits"] == found["rounds"] == 2
             assert reported["ratio"].keys() == reported["added_us_per_step"].keys() == spread
-            assert sum(case["case"] in line and way in line for line in run.stdout.splitlines()) == 1
-            assert sum(case["case"] in line and way in line for line in table.read_text().splitlines()) == 1
+            for text in (run.stdout, table.read_text().replace(" | ", "  ").replace("| ", "")):
+                rows = [
+                    line for line in text.splitlines() if line.startswith(f"{case['case']}  ") and f" {way} " in line
+                ]
+                assert len(rows) == 1
+
+
+def test_the_case_with_checkpoints_has_written_one_every_ten_epochs_and_at_the_end(tmp_path: Path) -> None:
+    case = Case("small", THREE_BATCHES, epochs=25, steps=75, checkpoints=True)
+    with overhead.Terminal() as screen:
+        overhead.with_checkpoints(case.problem(), case, screen=screen, folder=tmp_path)()
+    steps = [read_checkpoint(path).state["progress"]["step"] for path in sorted(tmp_path.glob("0/checkpoints/step-*"))]
+    assert steps == [30, 60, 75]
 
 
 def longer(problem: Problem, case: Case) -> Callable[[], object]:

@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from helpers import At, Unsized, line, line_trainer, ragged
 from loopwright import ConfigError, Every, LoopwrightError, NonFiniteError, Output, Schedule, State, Trainer
 from loopwright.callbacks import Checkpoint
-from loopwright.culprit import Culprit
 from loopwright.data import Loader
+from loopwright.nonfinite.culprit import Culprit
+from loopwright.nonfinite.rerun import Replay
 from loopwright.randomness import RandomState
-from loopwright.rerun import Replay
 
 Data = tuple[Tensor, Tensor]
 

@@ -15,7 +15,7 @@ import training_loop
 import workflow
 from faults_corpus import FAULTS, HEALTHY, SEEDS, Case, inspect
 from loopwright.callbacks import GradientInspector
-from loopwright.rules import RULES
+from loopwright.inspecting.rules import RULES
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value")
 

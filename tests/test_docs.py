@@ -9,7 +9,6 @@ import ast
 import functools
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,8 +22,8 @@ import loopwright
 import loopwright.callbacks
 import loopwright.data
 import loopwright.testing
+import mistakes
 from clean_environment import ROOT, run
-from loopwright import LoopwrightError
 from loopwright.callback import HOOKS
 from one_epoch import PAGE, record_one_epoch, recorded_part, table
 
@@ -128,6 +127,10 @@ def test_what_makes_the_theme_ask_other_hosts_is_not_used(site: Path) -> None:
     assert hosts <= {"api.github.com", "unpkg.com", "clipboardjs.com"}  # the last one in a comment
 
 
+def test_the_page_for_language_models_is_served_as_it_is(site: Path) -> None:
+    assert (site / "llms.txt").read_bytes() == (DOCS / "llms.txt").read_bytes()
+
+
 def test_every_internal_link_and_anchor_resolves(site: Path, pages: dict[str, Page]) -> None:
     broken = []
     for name, page in pages.items():
@@ -166,17 +169,12 @@ def test_no_docstring_has_a_section_that_the_reference_does_not_know(pages: dict
     assert {name: page.details for name, page in pages.items() if page.details} == {}
 
 
-def all_errors(error: type[LoopwrightError] = LoopwrightError) -> Iterator[type[LoopwrightError]]:
-    yield error
-    for below in error.__subclasses__():
-        yield from all_errors(below)
-
-
 def test_the_page_of_errors_has_every_class_under_its_id(pages: dict[str, Page]) -> None:
     text = (DOCS / "reference" / "errors.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## `([\w-]+)` \{ #([\w-]+) \}\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    classes = {error.id: error.__name__ for error in all_errors()}
-    assert len(classes) == len(list(all_errors())), "an id is used twice"
+    found_classes = list(mistakes.classes())
+    classes = {error.id: error.__name__ for error in found_classes}
+    assert len(classes) == len(found_classes), "an id is used twice"
     assert {found for found, _, _ in sections} == set(classes)
     for found, anchor, section in sections:
         assert anchor == found

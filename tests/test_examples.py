@@ -398,4 +398,4 @@ def _compare(promised: str, printed: str, *, tolerance: float) -> None:
 def test_the_index_names_every_example() -> None:
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     links = set(re.findall(r"\]\(([\w/]+\.py)\)", index))
-    assert links == {path.relative_to(EXAMPLES).as_posix() for path in (*PAGES, *PLAIN)}
+    assert links == {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}

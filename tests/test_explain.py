@@ -24,8 +24,8 @@ from helpers import Unsized, all_equal, line, line_trainer, ragged, weights_of
 from loopwright import Every, NonFiniteError, Output, Schedule, Trainer
 from loopwright.callback import HOOKS
 from loopwright.callbacks import Checkpoint, EarlyStopping, ProgressBar
-from loopwright.explain_facts import Facts
-from loopwright.explain_source import source
+from loopwright.explaining.facts import Facts
+from loopwright.explaining.source import source
 from loopwright.layout import PAIRS, Layout, layout_of
 from loopwright.testing import HookRecorder
 from small_problems import PROBLEMS, cut, loss_of, make_loader, make_optimizer, samples

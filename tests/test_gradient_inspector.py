@@ -17,8 +17,8 @@ from faults_nets import Bag, Recurrent, mlp, series, tokens, vectors
 from helpers import At, PassError, all_equal, line, ragged, small_trainer, some_batches, weights_of
 from loopwright import Callback, ConfigError, Every, State, Trainer
 from loopwright.callbacks import Checkpoint, CSVLogger, GradientInspector, TensorBoardLogger
-from loopwright.inspection import COLUMNS, MISSING
-from loopwright.probe import Probe
+from loopwright.inspecting.inspection import COLUMNS, MISSING
+from loopwright.inspecting.probe import Probe
 from loopwright.testing import two_step_fit
 
 
@@ -58,7 +58,7 @@ def test_the_numbers_are_those_of_plain_torch(
     settings: dict[str, Any], large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
-        monkeypatch.setattr("loopwright.small._SMALL", 0)
+        monkeypatch.setattr("loopwright.inspecting.small._SMALL", 0)
     by_hand, inspector = ByHand("2.weight"), each_step()
     torch.manual_seed(0)
     trainer = small_trainer(by_hand, inspector, model=mlp(3), optimizer=adam, **settings)

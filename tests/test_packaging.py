@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import email
+import json
 import re
 import resource
+import sys
+import tarfile
 import tomllib
 import zipfile
 from email.message import Message
@@ -15,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import loopwright
 from clean_environment import ROOT, built_wheel, clean_python, run
 
 pytestmark = pytest.mark.xdist_group("wheel")
@@ -144,3 +148,31 @@ def test_the_clean_environment_is_offline(tmp_path: Path, tmp_path_factory: pyte
         "    print(error)\n"
     )
     assert "this must run offline" in run(python, "-I", "-c", program, folder=tmp_path)
+
+
+def test_the_wheel_and_the_sdist_pass_twines_strict_check_and_the_sdist_makes_the_same_wheel(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """The commands of a release: ``python -m build``, which makes the wheel from the sdist, and ``twine check``."""
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, ROOT)
+    [sdist], [second] = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    assert zipfile.ZipFile(second).namelist() == zipfile.ZipFile(wheel).namelist()
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= {"PKG-INFO", "LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "tests/test_packaging.py"}
+    checked = run(sys.executable, "-m", "twine", "check", "--strict", sdist, second)
+    assert checked.count("PASSED") == 2
+
+
+def test_the_version_is_one_everywhere(metadata: Message) -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", changelog, re.MULTILINE)
+    assert metadata["Version"] == loopwright.__version__
+    assert loopwright.__version__ == released[0] or ".dev" in loopwright.__version__
+
+
+def test_the_command_line_runs_from_the_wheel(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    python = clean_python(tmp_path_factory.getbasetemp())
+    report = json.loads(run(python, "-I", "-m", "loopwright", "doctor", "--json", folder=tmp_path))
+    assert report["versions"]["loopwright"] == loopwright.__version__
+    assert report["problems"] == []

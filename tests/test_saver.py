@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,20 +156,12 @@ def test_tensors_of_another_shape_or_type_are_copied_as_they_are(
     assert ["new" in found for found in saved(saver)] == [number == 3 for number in range(len(tensors))]
 
 
-def test_a_small_save_does_not_wait_for_the_disk_that_the_one_before_waits_for(
-    saver: Saver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ready, fsync = threading.Event(), os.fsync
-
-    def slow(descriptor: int) -> None:
-        assert ready.wait(timeout=60)
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", slow)
-    for value in (1.0, 2.0):
+@pytest.mark.parametrize("small", [2**17, -1], ids=["small", "large"])
+def test_a_save_waits_for_the_one_before(saver: Saver, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    monkeypatch.setattr(loopwright.saver, "_SMALL", small)
+    for value in (1.0, 2.0, 3.0):
         saver.save(snapshot(torch.full((3,), value)))
-    ready.set()
-    saver.save(snapshot(torch.full((3,), 3.0)))
+        assert saver._pending == 1
     assert [found["weight"][0] for found in saved(saver)] == [1.0, 2.0, 3.0]
 
 

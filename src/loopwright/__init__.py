@@ -13,16 +13,18 @@ from loopwright.errors import (
     ShapeMismatchError,
     UnknownMetricError,
 )
+from loopwright.preflight import Check, Preflight
 from loopwright.result import Result
 from loopwright.schedule import Every, Schedule
 from loopwright.state import Progress, State
 from loopwright.step import LossFn, Metric, Output, Step
 from loopwright.trainer import Trainer
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Callback",
+    "Check",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -33,6 +35,7 @@ __all__ = [
     "Metric",
     "NonFiniteError",
     "Output",
+    "Preflight",
     "Progress",
     "Result",
     "SaveError",

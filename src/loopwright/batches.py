@@ -62,6 +62,8 @@ def check_loader(name: str, data: object) -> None:
             why="it must be a loader: an iterable of batches",
             fix=f"epochs={data}, if that is how long to train"
             if isinstance(data, int) and name != "data"
+            else f"{data.__name__}(...), an instance of it"
+            if isinstance(data, type)
             else "DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
         )
 

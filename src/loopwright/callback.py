@@ -27,6 +27,9 @@ class Callback(Generic[Batch]):
     Every hook is declared here, in the order of a run, as a method that does nothing. A method whose name begins
     with ``on_`` and is none of them is a ``TypeError`` as soon as the class is created.
 
+    The hooks are given ``state``, what the run knows; ``batch``, as the loader gave it and on the device;
+    ``output``, what the step made of it, detached; and ``error``, the exception on its way.
+
     A callback reads ``state``; the one thing it may order is ``state.stop(reason)``. Whether the weights come
     out right never depends on one.
 

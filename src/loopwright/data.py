@@ -139,6 +139,9 @@ class Loader(Generic[Batch_co]):
 
         Args:
             epoch: Its number, counted from 1.
+
+        Returns:
+            A list of indices for each batch.
         """
         count = len(self.dataset)
         order: Sequence[int] = range(count)
@@ -148,17 +151,31 @@ class Loader(Generic[Batch_co]):
         return [list(order[i : i + self.batch_size]) for i in range(0, count, self.batch_size)][: len(self)]
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch is: its epoch, counted from 1, and the batches of that epoch that come before it."""
+        """Where the next batch is: its epoch, counted from 1, and the batches of that epoch that come before it.
+
+        Returns:
+            The two numbers, under ``"epoch"`` and ``"batch"``.
+        """
         return {"epoch": self._epoch, "batch": self._batch}
 
     def check_place(self, state: Any) -> None:
-        """Raise CheckpointError unless ``state`` is a place in this loader's data."""
+        """See whether ``state`` is a place in this loader's data.
+
+        Args:
+            state: What ``state_dict`` returned, of this loader or another.
+
+        Raises:
+            CheckpointError: It is not.
+        """
         check_form(state, _Place, "$.data.place")
         if state["batch"] > len(self):
             raise CheckpointError(f"the checkpoint was saved after batch {state['batch']}, and there are {len(self)}")
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on there: the next iteration gives the rest of that epoch.
+
+        Args:
+            state: What ``state_dict`` returned.
 
         Raises:
             CheckpointError: There is no such place.

@@ -21,6 +21,19 @@ class LoopwrightError(Exception):
         what: What is wrong, naming the value at fault.
         why: Why it cannot be allowed; may be empty.
         fix: What to type instead; may be empty.
+
+    Attributes:
+        id: What opens the message of the class, and does not change.
+        what: As given.
+        why: As given.
+        fix: As given.
+
+    Examples:
+        >>> try:
+        ...     Trainer(model, optimizer, loss, accumulate=0)
+        ... except LoopwrightError as error:
+        ...     print(error.id, error.what, sep=": ")
+        config: accumulate is 0
     """
 
     id: ClassVar[str] = "loopwright"
@@ -50,7 +63,15 @@ def _rebuild(kind: type[LoopwrightError], args: tuple[object, ...]) -> Loopwrigh
 
 
 class ConfigError(LoopwrightError, ValueError):
-    """A setting, or a combination of settings, that cannot work."""
+    """A setting, or a combination of settings, that cannot work.
+
+    Examples:
+        >>> Trainer(model, optimizer, nn.MSELoss)
+        Traceback (most recent call last):
+        loopwright.errors.ConfigError: [config] loss is the class MSELoss
+          why: calling a class makes an object, and no loss
+          fix: loss=MSELoss(), an instance
+    """
 
     id = "config"
 
@@ -130,37 +151,87 @@ class NonFiniteError(LoopwrightError, FloatingPointError):
 
 
 class ShapeMismatchError(LoopwrightError, ValueError):
-    """Prediction and target have different shapes that would silently broadcast."""
+    """Prediction and target have different shapes that would silently broadcast.
+
+    Examples:
+        >>> try:
+        ...     Trainer(model, optimizer, loss).fit([(torch.ones(2, 3), torch.ones(2))], epochs=1)
+        ... except ShapeMismatchError as error:
+        ...     print(error.what)
+        the prediction has shape (2, 1), the target (2,)
+    """
 
     id = "shape-mismatch"
 
 
 class UnknownMetricError(LoopwrightError, KeyError):
-    """A metric was asked for by a name that nothing has logged."""
+    """A metric was asked for by a name that nothing has logged.
+
+    Examples:
+        >>> try:
+        ...     Trainer(model, optimizer, loss).state.metrics["train/loss"]
+        ... except UnknownMetricError as error:
+        ...     print(error.what)
+        there is no metric 'train/loss'
+    """
 
     id = "unknown-metric"
 
 
 class DataError(LoopwrightError):
-    """The data given cannot be trained on: empty, or of an unexpected form."""
+    """The data given cannot be trained on: empty, or of an unexpected form.
+
+    Examples:
+        >>> try:
+        ...     Trainer(model, optimizer, loss).fit([], epochs=1)
+        ... except DataError as error:
+        ...     print(error.what)
+        the training data gave no batch: it is an empty list
+    """
 
     id = "data"
 
 
 class CheckpointError(LoopwrightError):
-    """A checkpoint that is missing, damaged, or of another run."""
+    """A checkpoint that is missing, damaged, or of another run.
+
+    Examples:
+        >>> try:
+        ...     load_weights("runs/step-000000120", model)
+        ... except CheckpointError as error:
+        ...     print(error.id)
+        checkpoint
+    """
 
     id = "checkpoint"
 
 
 class SaveError(CheckpointError, OSError):
-    """A checkpoint could not be written; ``errno`` and ``filename`` say where the system refused."""
+    """A checkpoint could not be written; ``errno`` and ``filename`` say where the system refused.
+
+    Examples:
+        >>> _ = Path("taken").write_text("no folder")
+        >>> trainer = Trainer(model, optimizer, loss, callbacks=[Checkpoint("taken")])
+        >>> try:
+        ...     trainer.fit(train_loader, epochs=1)
+        ... except SaveError as error:
+        ...     print(error.strerror)
+        Not a directory
+    """
 
     id = "save"
 
     @classmethod
     def of(cls, error: OSError, path: object) -> SaveError:
-        """The error for what the system said about ``path``."""
+        """The error for what the system said about ``path``.
+
+        Args:
+            error: What the system raised.
+            path: What was to be written.
+
+        Returns:
+            The error, with the system's ``errno``, ``strerror`` and the path as ``filename``.
+        """
         own = cls(
             f"{path} could not be saved: {error.strerror or error} (errno {error.errno})",
             why="older checkpoints are untouched",
@@ -172,7 +243,14 @@ class SaveError(CheckpointError, OSError):
     @classmethod
     @contextlib.contextmanager
     def on(cls, path: object) -> Iterator[None]:
-        """Turn what the system refuses within the block into an error of this class."""
+        """Turn what the system refuses within the block into an error of this class.
+
+        Args:
+            path: What is written in the block.
+
+        Returns:
+            A context manager.
+        """
         try:
             yield
         except cls:
@@ -182,7 +260,18 @@ class SaveError(CheckpointError, OSError):
 
 
 class LockedError(LoopwrightError):
-    """Another process is writing to the same checkpoint folder."""
+    """Another process is writing to the same checkpoint folder.
+
+    Examples:
+        >>> class Second(Callback):
+        ...     def on_fit_start(self, state: State) -> None:
+        ...         Trainer(model, optimizer, loss, callbacks=[Checkpoint("run")]).fit(train_loader, epochs=1)
+        >>> try:
+        ...     Trainer(model, optimizer, loss, callbacks=[Checkpoint("run"), Second()]).fit(train_loader, epochs=1)
+        ... except LockedError as error:
+        ...     print(error.id)
+        locked
+    """
 
     id = "locked"
 

@@ -10,8 +10,8 @@ from torch import nn
 from loopwright.callback import HOOKS, Callback
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
-from loopwright.explain_facts import Facts
-from loopwright.explain_source import source
+from loopwright.explaining.facts import Facts
+from loopwright.explaining.source import source
 from loopwright.layout import PAIRS, Layout
 from loopwright.modes import takes_wrapper
 from loopwright.settings import Settings

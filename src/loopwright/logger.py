@@ -44,6 +44,9 @@ class Logger(Callback[Any], ABC):
     Args:
         every: How often to write.
 
+    Raises:
+        ConfigError: ``every`` is no ``Every``.
+
     Examples:
         >>> class PrintLogger(Logger):
         ...     def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
@@ -74,7 +77,12 @@ class Logger(Callback[Any], ABC):
         """
 
     def open(self, state: State, *, fresh: bool) -> None:
-        """Open what is written to. ``fresh``: nothing written there before belongs to this run."""
+        """Open what is written to.
+
+        Args:
+            state: What the run knows.
+            fresh: Nothing written there before belongs to this run.
+        """
 
     def flush(self) -> None:
         """Hand what was written on to the system: an epoch or the fit has ended, or an error is on its way."""
@@ -92,7 +100,11 @@ class Logger(Callback[Any], ABC):
         self._written, self._begun = state["written"], state["begun"]
 
     def record(self, state: State) -> None:
-        """Write what is fresh, if anything is."""
+        """Write what is fresh, if anything is.
+
+        Args:
+            state: What the run knows.
+        """
         values = state.metrics.since(self._written)
         self._written = state.metrics.mark
         if values:

@@ -34,6 +34,13 @@ class Result:
         progress: How far the run has come.
         restored_epoch: The epoch whose weights the model now holds, if
             ``EarlyStopping(restore_best=True)`` put them back; else None, and they are the last ones.
+
+    Examples:
+        >>> result = Trainer(model, optimizer, loss).fit(train_loader, val_loader, epochs=2)
+        >>> [(row["epoch"], row["step"]) for row in result.history]
+        [(1, 4), (2, 8)]
+        >>> sorted(result.history[0])
+        ['epoch', 'step', 'train/loss', 'val/loss']
     """
 
     history: list[dict[str, float]]
@@ -65,6 +72,7 @@ class Result:
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "the learning curves cannot be drawn: matplotlib is not installed",
+                why="only pictures need it, so that it comes with the extra plot",
                 fix='pip install "loopwright[plot]"',
             ) from error
         panels = _panels(self.history)
@@ -83,6 +91,7 @@ class Result:
         if suffix and suffix not in formats:
             raise ConfigError(
                 f"{os.fspath(path)!r} ends in .{suffix}, which is no format that matplotlib writes",
+                why="the suffix of the file says which format is meant",
                 fix=f"one of {', '.join(sorted(formats))}",
             )
 

@@ -107,19 +107,19 @@ class Saver:
     def save(self, snapshot: Snapshot) -> None:
         """Save a snapshot in the background; its tensors are copied before this returns.
 
-        A large save waits for the one before, whose memory it takes over; a small one only for the one before that.
+        It waits for the one before, so that a kill never costs more than the work since the save before the newest.
 
         Raises:
             SaveError: An earlier one has failed.
         """
         self.has_room = True
         what: Snapshot | Prepared
-        if _size(snapshot.weights) + _size(snapshot.tensors) <= _SMALL:
-            what = prepare(snapshot, whole=True)
-            while self._pending > 1:
-                self._take()
+        small = _size(snapshot.weights) + _size(snapshot.tensors) <= _SMALL
+        prepared = prepare(snapshot, whole=True) if small else None
+        self.wait()  # a small one is made ready before
+        if prepared is not None:
+            what = prepared
         else:
-            self.wait()
             weights = _copied(snapshot.weights, self._copies.weights)
             tensors = _copied(snapshot.tensors, self._copies.tensors)
             what = self._copies = dataclasses.replace(snapshot, weights=weights, tensors=tensors)

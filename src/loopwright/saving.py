@@ -74,6 +74,10 @@ class Saving:
                 fix='callbacks=[Checkpoint("runs/line/checkpoints")], or resume= the path of one checkpoint',
             )
 
+    def goes_on(self, resume: str | os.PathLike[str] | None) -> bool:
+        """Whether a fit with this ``resume``, in a process that has not trained, goes on from a checkpoint."""
+        return resume is not None and (resume != "auto" or bool(list_checkpoints(self._checkpoints[0].folder)))
+
     def __enter__(self) -> Self:
         try:
             for checkpoint in self._checkpoints:
@@ -229,6 +233,14 @@ class Saving:
             if saver.place != self._place():
                 self._save(checkpoint, saver)
             saver.wait()
+
+    def settle(self) -> None:
+        """Return when no save is on its way any more; as another error is, a failed one goes into the log."""
+        for saver in self._savers:
+            try:
+                saver.wait()
+            except CheckpointError as error:
+                logger.error("%s", error)
 
     @property
     def asked(self) -> bool:

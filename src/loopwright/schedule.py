@@ -20,7 +20,9 @@ def check_count(name: str, value: object) -> None:
         raise ConfigError(
             f"{name} is {value!r}",
             why="it must be a whole number of at least 1",
-            fix=f"for example {name}=1",
+            fix=f"{name}={value:.0f}, without the point"
+            if isinstance(value, float) and value.is_integer() and value >= 1
+            else f"for example {name}=1",
         )
 
 
@@ -59,11 +61,25 @@ class Every:
             check_count("epochs", self.epochs)
 
     def due_at_step(self, progress: Progress) -> bool:
-        """Whether the optimizer step that was just made is one of this cadence's."""
+        """Whether the optimizer step that was just made is one of this cadence's.
+
+        Args:
+            progress: How far the run is, that step counted.
+
+        Returns:
+            True where it is due; False for a cadence of epochs.
+        """
         return self.steps is not None and progress.step % self.steps == 0
 
     def due_at_epoch(self, epoch: int) -> bool:
-        """Whether the end of epoch number ``epoch``, counted from 1, is one of this cadence's."""
+        """Whether the end of epoch number ``epoch``, counted from 1, is one of this cadence's.
+
+        Args:
+            epoch: The epoch's number, counted from 1.
+
+        Returns:
+            True where it is due; False for a cadence of steps.
+        """
         return self.epochs is not None and epoch % self.epochs == 0
 
 

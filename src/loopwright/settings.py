@@ -138,7 +138,7 @@ def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:
         raise ConfigError(
             f"callbacks is {describe(callbacks)}",
             why="it must be a list: their hooks are called in its order",
-            fix="callbacks=[...]",
+            fix=f"callbacks=[{callbacks.__name__}(...)]" if isinstance(callbacks, type) else "callbacks=[...]",
         )
     found = tuple(callbacks)
     for callback in found:

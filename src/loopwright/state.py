@@ -32,6 +32,10 @@ class Progress:
         step: Optimizer steps made.
         samples: Samples seen in all.
         skipped: Optimizer steps skipped, by fp16 scaling or by ``on_nonfinite="skip"``.
+
+    Examples:
+        >>> Trainer(model, optimizer, loss).fit(train_loader, epochs=2).progress
+        Progress(epoch=2, batch=0, step=8, samples=40, skipped=0)
     """
 
     epoch: int = 0
@@ -245,6 +249,14 @@ class State(Generic[Model_co]):
         plan: What the present call asked for: its targets and lengths.
         metrics: The newest value of every name logged; reading one is what waits for the device.
         stop_reason: Why a callback has ordered a stop, or None.
+
+    Examples:
+        >>> class StopWhenGood(Callback):
+        ...     def on_epoch_end(self, state: State) -> None:
+        ...         if state.metrics["train/loss"] < 100.0:
+        ...             state.stop("good enough")
+        >>> Trainer(model, optimizer, loss, callbacks=[StopWhenGood()]).fit(train_loader, epochs=9).stop_reason
+        'good enough'
     """
 
     # A misspelt attribute, or one of another library's such as should_stop, is an error and not ignored.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -33,6 +34,15 @@ class Output:
         predictions: What metrics get as predictions.
         targets: What metrics get as targets.
         metrics: Further values, logged as weighted means like the loss.
+
+    Examples:
+        >>> def step(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Output:
+        ...     x, y = batch
+        ...     error = (model(x) - y).abs()
+        ...     return Output(error.mean(), weight=len(x), metrics={"worst": error.detach().max()})
+        >>> row = Trainer(model, optimizer, step=step).fit(train_loader, epochs=1).history[0]
+        >>> sorted(row)
+        ['epoch', 'step', 'train/loss', 'train/worst']
     """
 
     loss: Tensor
@@ -42,7 +52,11 @@ class Output:
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
 
     def detached(self) -> Output:
-        """The same output with every tensor detached from the graph."""
+        """The same output with every tensor detached from the graph.
+
+        Returns:
+            An output of the same class.
+        """
         if type(self) is not Output:  # it may have fields of its own
             return map_tensors(Tensor.detach, self)  # type: ignore[no-any-return]  # it keeps the type
         return Output(
@@ -69,18 +83,48 @@ Step: TypeAlias = Callable[[Model, Batch], Output | Tensor]
 
 @runtime_checkable
 class Metric(Protocol):
-    """A metric over a whole evaluation pass, as torchmetrics has them."""
+    """A metric over a whole evaluation pass, as torchmetrics has them.
+
+    Examples:
+        >>> class Worst:
+        ...     def reset(self) -> None:
+        ...         self.worst = 0.0
+        ...     def update(self, predictions: torch.Tensor, targets: torch.Tensor) -> None:
+        ...         self.worst = max(self.worst, float((predictions - targets).abs().max()))
+        ...     def compute(self) -> float:
+        ...         return self.worst
+        >>> isinstance(Worst(), Metric)
+        True
+        >>> sorted(Trainer(model, optimizer, loss, metrics={"worst": Worst()}).evaluate(val_loader))
+        ['test/loss', 'test/worst']
+    """
 
     def update(self, predictions: Any, targets: Any, /) -> object:
-        """Take in one batch."""
+        """Take in one batch.
+
+        Args:
+            predictions: The step's, or the model's output.
+            targets: The step's, or the batch's second element.
+
+        Returns:
+            Anything; nobody looks at it.
+        """
         ...
 
     def compute(self) -> Any:
-        """The value over all batches since ``reset``."""
+        """The value over all batches since ``reset``.
+
+        Returns:
+            A number, a tensor of one, or a mapping from names to these.
+        """
         ...
 
     def reset(self) -> object:
-        """Forget all batches."""
+        """Forget all batches.
+
+        Returns:
+            Anything; nobody looks at it.
+        """
         ...
 
 
@@ -159,6 +203,8 @@ def describe(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         listed = ", ".join(type(item).__name__ for item in value[:4]) + (", ..." if len(value) > 4 else "")
         return f"a {name} of {len(value)}: ({listed})" if value else f"an empty {name}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     return "None" if value is None else f"an object of type {name}"
 
 
@@ -233,8 +279,11 @@ def check_loss(loss: object) -> None:
         what = f"{describe(loss)} and {loss.dtype}" if isinstance(loss, Tensor) else describe(loss)
         raise ConfigError(
             f"the loss is {what}",
-            why="backward starts from one real number",
-            fix='take its mean(), or build the loss function with reduction="mean"',
+            why="backward starts from one real number"
+            + ("" if isinstance(loss, Tensor) else ", a tensor that knows what it was computed from"),
+            fix='take its mean(), or build the loss function with reduction="mean"'
+            if isinstance(loss, Tensor)
+            else "return the tensor that the loss was computed as, without .item(), float() or numpy()",
         )
 
 
@@ -351,7 +400,7 @@ def update_metric(name: str, metric: Metric, output: Output) -> None:
     """Give one batch's predictions and targets to a metric.
 
     Raises:
-        ConfigError: The step returned none.
+        ConfigError: The step returned none, or the metric's own numbers are on another device.
     """
     if output.predictions is None or output.targets is None:
         missing = "predictions" if output.predictions is None else "targets"
@@ -359,7 +408,17 @@ def update_metric(name: str, metric: Metric, output: Output) -> None:
             f"the metric {name!r} needs predictions and targets, and the step returned no {missing}",
             fix="return Output(loss, predictions=..., targets=...)",
         )
-    metric.update(output.predictions, output.targets)
+    try:
+        metric.update(output.predictions, output.targets)
+    except RuntimeError as error:
+        if not re.search(r"\b(same|expected) device\b", str(error)):  # torch's words, of which there are several
+            raise
+        raise ConfigError(
+            f"the metric {name!r} keeps its numbers on another device than the batches: {str(error).splitlines()[0]}",
+            why="the trainer moves a metric that is an nn.Module, as those of torchmetrics are, and no other",
+            fix="keep them as Python numbers, make the metric an nn.Module with buffers, or take the values over in "
+            "update with .to(...)",
+        ) from error
 
 
 def named_scores(name: str, computed: Any) -> dict[str, float]:

@@ -29,21 +29,52 @@ __all__ = ["Call", "HookRecorder", "check_callback", "tiny_data", "tiny_model", 
 
 
 def tiny_model() -> nn.Module:
-    """A model with a bit of everything that has a mode: 3 inputs, batch norm, dropout, 1 output; always the same."""
+    """A model with a bit of everything that has a mode: 3 inputs, batch norm, dropout, 1 output; always the same.
+
+    Returns:
+        The model, newly made, on the CPU and in training mode.
+
+    Examples:
+        >>> tiny_model()(torch.ones(2, 3)).shape
+        torch.Size([2, 1])
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.1), nn.Linear(4, 1))
 
 
 def tiny_data(samples: int = 8, batch_size: int = 4, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-    """A loader over ``samples`` pairs of inputs ``(3,)`` and targets ``(1,)``; always the same data."""
+    """A loader over ``samples`` pairs of inputs ``(3,)`` and targets ``(1,)``; always the same data.
+
+    Args:
+        samples: How many pairs.
+        batch_size: How many of them are in a batch.
+        shuffle: Draw a new order for each pass, from torch's generator.
+
+    Returns:
+        A loader whose batches are ``(inputs, targets)``.
+
+    Examples:
+        >>> [len(targets) for inputs, targets in tiny_data(samples=10)]
+        [4, 4, 2]
+    """
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(samples, 3, generator=generator)
     return DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size=batch_size, shuffle=shuffle)
 
 
 def tiny_state() -> State:
-    """A state as callbacks get it, for calling a hook by hand: a tiny model, SGD, on the CPU, nothing trained yet."""
+    """A state as callbacks get it, for calling a hook by hand: a tiny model, SGD, on the CPU, nothing trained yet.
+
+    Returns:
+        The state, newly made.
+
+    Examples:
+        >>> state = tiny_state()
+        >>> LearningRateMonitor().on_step_end(state)
+        >>> state.metrics["lr"]
+        0.1
+    """
     model = tiny_model()
     return State(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.device("cpu"))
 
@@ -77,7 +108,19 @@ def two_step_fit(*callbacks: Callback[Any], epochs: int = 1, **settings: Any) ->
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a hook: its name, and the stage and progress it saw."""
+    """One call of a hook: its name, and the stage and progress it saw.
+
+    Attributes:
+        hook: The hook's name.
+        stage: ``state.stage`` at the call.
+        progress: A copy of ``state.progress`` at the call.
+
+    Examples:
+        >>> recorder = HookRecorder()
+        >>> trainer, result = two_step_fit(recorder)
+        >>> [call.progress.step for call in recorder.calls if call.hook == "on_step_end"]
+        [1, 2]
+    """
 
     hook: str
     stage: str
@@ -106,7 +149,12 @@ class HookRecorder(Callback[Any]):
         return [call.hook for call in self.calls]
 
     def record(self, hook: str, state: State) -> None:
-        """Take down one call. Override it to look at more of the state."""
+        """Take down one call. Override it to look at more of the state.
+
+        Args:
+            hook: The hook's name.
+            state: What the run knows at the call.
+        """
         self.calls.append(Call(hook, state.stage, dataclasses.replace(state.progress)))
 
 

@@ -21,21 +21,22 @@ from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batc
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
-from loopwright.culprit import Culprit
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
+from loopwright.nonfinite.culprit import Culprit
+from loopwright.nonfinite.rerun import Replay
+from loopwright.nonfinite.skips import Skips
 from loopwright.precision import Precision, autocast, grad_scaler
+from loopwright.preflight import Preflight
 from loopwright.randomness import deterministic_kernels, seed_everything
-from loopwright.rerun import Replay
 from loopwright.result import Result
 from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
-from loopwright.skips import Skips
 from loopwright.state import Plan, Stage, State, check_name
 from loopwright.step import (
     LossFn,
@@ -176,6 +177,7 @@ class Trainer(Generic[Model, Batch]):
             self._replay,
             eager=self._eager,
             closure=self._takes_closure,
+            settle=lambda: self._saving.settle(),
         )
         self._skips = Skips(self.state, self._culprit)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
@@ -194,6 +196,7 @@ class Trainer(Generic[Model, Batch]):
         steps: int | None = None,
         validate: Every = Every(epochs=1),  # noqa: B008  # it is frozen
         resume: str | os.PathLike[str] | None = None,
+        preflight: bool = False,
     ) -> Result:
         """Train until a target is reached or a callback stops the run.
 
@@ -215,12 +218,14 @@ class Trainer(Generic[Model, Batch]):
             validate: How often to validate.
             resume: ``"auto"`` goes on from the newest whole checkpoint of the one ``Checkpoint`` in the list, or
                 starts afresh where its folder holds none; a path goes on from that checkpoint.
+            preflight: Whether to call ``preflight`` before a fresh run begins, and to train only where no check fails.
+                A run that goes on, in this process or from a checkpoint, is not checked again.
 
         Returns:
             The history, the reason for the end, and how far the run has come.
 
         Raises:
-            ConfigError: No target, or data that is no loader.
+            ConfigError: No target, data that is no loader, or a check of the preflight failed.
             DataError: The training data is empty, or a batch's size is not clear.
             CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
@@ -241,6 +246,8 @@ class Trainer(Generic[Model, Batch]):
         if not restores and (reason := plan.reached(state.progress)) is not None:
             self._say_nothing_to_train(logging.WARNING, reason)
             return self._as_it_ended(reason)
+        if preflight and state.progress.fresh and not saving.goes_on(resume):
+            self.preflight(train, val).raise_failures()
         with self._prepared("train", plan), saving:
             root_trains = state.model.training  # else _begin sets every flag
             modes = [] if root_trains else [(module, module.training) for module in state.model.modules()]
@@ -751,6 +758,9 @@ class Trainer(Generic[Model, Batch]):
         Args:
             callbacks: Also show in comments which callback's hook runs where. The hooks themselves are not written out.
 
+        Returns:
+            The text, as ruff formats it. It differs from fit to fit only where targets, validation or data do.
+
         Examples:
             >>> trainer = Trainer(model, optimizer, nn.MSELoss(), clip_norm=1.0, device="cpu")
             >>> result = trainer.fit(train_loader, epochs=2)
@@ -769,6 +779,45 @@ class Trainer(Generic[Model, Batch]):
             layout=self._run.data.layout,
             callbacks=shown,
         )
+
+    def preflight(self, train: Iterable[Batch], val: Iterable[Batch] | None = None, *, steps: int = 3) -> Preflight:
+        """Look for what would go wrong, in a few steps on copies of model and optimizer, before training begins.
+
+        Weights, buffers, gradients, modes, the optimizer, random generators and the loaders' places are afterwards
+        what they were. No hook is called, nothing is compiled, and no file is written.
+
+        Args:
+            train: The training data that ``fit`` will get. Data that can be read only once is not read.
+            val: Its validation data.
+            steps: How many training batches to look at, and to make a step on, each by itself.
+
+        Returns:
+            The checks, each passed, failed or not applicable; ``str`` of it is a table.
+
+        Raises:
+            ConfigError: Data that is no loader. What the model, the step or the data raise is a failed check.
+        """
+        from loopwright.checks import preflight  # here, for most runs need none of it
+        from loopwright.checks.rehearsal import Subject
+
+        self._check_idle("train")
+        state, settings = self.state, self._settings
+        subject = Subject(
+            state.model,
+            state.optimizer,
+            self._loss,
+            self._step,
+            settings.metrics,
+            state.device,
+            settings.precision,
+            settings.clip_norm,
+            self._takes_closure,
+        )
+        self._running = True
+        try:
+            return preflight(subject, train, val, steps=steps, deterministic=settings.deterministic)
+        finally:
+            self._running = False
 
     def _check_idle(self, stage: Stage) -> None:
         if self._running:

@@ -7,7 +7,7 @@ from loopwright.callbacks.gradient_inspector import GradientInspector
 from loopwright.callbacks.learning_rate_monitor import LearningRateMonitor
 from loopwright.callbacks.progress_bar import ProgressBar
 from loopwright.callbacks.tensorboard_logger import TensorBoardLogger
-from loopwright.diagnosis import Finding
+from loopwright.inspecting.diagnosis import Finding
 from loopwright.logger import Logger
 
 __all__ = [

@@ -80,7 +80,14 @@ class Checkpoint(Callback[Any]):
         return None if self._monitor is None else self._monitor.name
 
     def score(self, step: int) -> float | None:
-        """The metric's value if it is finite and was measured on the weights of ``step``."""
+        """The metric's value if it is finite and was measured on the weights of ``step``.
+
+        Args:
+            step: The number of optimizer steps that the weights have behind them.
+
+        Returns:
+            The value, or None where there is none.
+        """
         if self._score is None or self._score[1] != step or not math.isfinite(self._score[0]):
             return None
         return self._score[0]

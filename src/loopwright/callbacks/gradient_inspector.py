@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 from torch import Tensor
 
 from loopwright.callback import Callback
-from loopwright.diagnosis import Evidence, Finding, evidence_of, report_of
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.inspection import MISSING, LayerNumbers, Record, layer_numbers, layers_of
+from loopwright.inspecting.diagnosis import Evidence, Finding, evidence_of, report_of
+from loopwright.inspecting.inspection import MISSING, LayerNumbers, Record, layer_numbers, layers_of
+from loopwright.inspecting.probe import Probe
+from loopwright.inspecting.rules import diagnose
 from loopwright.logger import Histograms
-from loopwright.probe import Probe
-from loopwright.rules import diagnose
 from loopwright.schedule import Every, check_count
 from loopwright.state import check_name
 
 if TYPE_CHECKING:
-    from loopwright.inspection import Inspection
+    from loopwright.inspecting.inspection import Inspection
     from loopwright.state import Plan, State
 
 _EARLY = (1, 4, 16)  # steps that are inspected whatever the cadence: what is wrong at the start shows there
@@ -123,7 +123,11 @@ class GradientInspector(Callback[Any]):
         return tuple(diagnose(self._evidence()))
 
     def report(self) -> str:
-        """The findings as text, each with its evidence, likely cause and first remedy; one line where all is well."""
+        """The findings as text.
+
+        Returns:
+            Each finding with its evidence, likely cause and first remedy; one line where all is well.
+        """
         evidence = self._evidence()
         return report_of(evidence, diagnose(evidence))
 
@@ -141,7 +145,7 @@ class GradientInspector(Callback[Any]):
             >>> result = Trainer(model, optimizer, loss, callbacks=[inspector]).fit(train_loader, epochs=5)
             >>> inspector.plot("runs/gradients.png")
         """
-        from loopwright.gradient_plot import draw
+        from loopwright.inspecting.plot import draw
 
         evidence = self._evidence()
         draw(evidence, diagnose(evidence), path)

@@ -1,0 +1,148 @@
+"""The checks that judge the step: it runs, reaches every parameter, uses its input, and repeats."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from loopwright.checks.rehearsal import Rehearsed, in_words
+from loopwright.checks.seen import NOT_RUN, Seen, counted, listed, plain_name
+from loopwright.preflight import Check
+
+
+def step_runs(seen: Seen) -> Check:
+    """Forward, loss and backward on each batch."""
+    name, sample, first = "a training step runs", seen.sample, seen.first
+    if sample.error is not None:
+        return Check(name, "failed", in_words(sample.error), "the loader raised it", "mend the dataset or its loader")
+    if sample.why_none:
+        return Check(name, "not applicable", sample.why_none)
+    if first is None:
+        return Check(name, "failed", "the training data gave no batch", fix="check the dataset and how it is filtered")
+    if (error := first.error) is not None:
+        fix = getattr(error, "fix", "") or "mend it; fit would end with the same error"
+        return Check(name, "failed", in_words(error), getattr(error, "why", ""), fix)
+    return Check(name, "passed", f"{counted(len(sample.batches), 'batch')}: forward, loss and backward")
+
+
+def parameters_reached(seen: Seen) -> Check:
+    """Every trainable parameter gets a gradient, and one is other than zero."""
+    name, first = "parameters get a gradient", seen.first
+    if first is None or first.error is not None:
+        return Check(name, "not applicable", NOT_RUN if first is None else "the step did not come to its end")
+    trainable = [n for n, p in seen.subject.model.named_parameters() if p.requires_grad]
+    trainable = [plain_name(parameter) for parameter in trainable]
+    missing = [parameter for parameter in trainable if parameter not in first.reached]
+    batches = counted(len(first.losses), "batch")
+    if missing:
+        return Check(
+            name,
+            "failed",
+            f"{len(missing)} of {len(trainable)} got none in {batches}: {listed(missing)}",
+            "the loss does not depend on them: a layer that forward does not call, or a detach() on the way",
+            "call the layer in forward, or requires_grad_(False) where it is to stay as it is",
+        )
+    if not first.nonzero:
+        return Check(
+            name,
+            "failed",
+            f"every gradient is exactly 0 in {batches}",
+            "the loss does not change with any weight: outputs cut off by a last ReLU or a clamp, or a loss of 0",
+            "look at the end of the model and at the loss",
+        )
+    return Check(name, "passed", f"all {len(trainable)} in {batches}")
+
+
+def optimizer_holds(seen: Seen) -> Check:
+    """The optimizer holds every trainable parameter, each once, and no others without use."""
+    name, model, optimizer = "parameters in the optimizer", seen.subject.model, seen.subject.optimizer
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    ids, kind = {id(p) for p in held}, type(optimizer).__name__
+    missing = [plain_name(n) for n, p in model.named_parameters() if p.requires_grad and id(p) not in ids]
+    if missing:
+        return Check(
+            name,
+            "failed",
+            f"{kind} does not hold {len(missing)} that are trainable: {listed(missing)}",
+            "no step will change them: the optimizer was made before them, or of another part of the model",
+            f"make the optimizer when the model is complete, {kind}(model.parameters(), ...); "
+            "or requires_grad_(False) where they are to stay as they are",
+        )
+    if len(ids) < len(held):
+        return Check(
+            name,
+            "failed",
+            f"{len(held) - len(ids)} are in {kind} twice",
+            "each step changes them twice",
+            "name each parameter once",
+        )
+    known = {id(p) for module in (model, *seen.subject.modules) for p in module.parameters()}
+    outside = sum(id(p) not in known for p in held)
+    if outside and seen.first is not None and seen.first.error is None and not all(seen.first.orphans):
+        return Check(
+            name,
+            "failed",
+            f"{kind} holds {seen.first.orphans.count(False)} that are not the model's and got no gradient",
+            "they are left over from a layer that was replaced, or from another model",
+            f"make the optimizer when the model is complete, {kind}(model.parameters(), ...)",
+        )
+    trainable = sum(p.requires_grad for p in model.parameters())
+    return Check(name, "passed", f"all {trainable} trainable parameters, each once")
+
+
+def outputs_differ(seen: Seen) -> Check:
+    """Unlike samples get unlike predictions."""
+    name, first = "outputs depend on the inputs", seen.first
+    if first is None or first.error is not None or seen.second is None:
+        return Check(name, "not applicable", "no optimizer step was made")
+    predictions = [c.input for c in first.record.calls] or first.predictions
+    predictions = [p for p in predictions if p.ndim and len(p) > 1]
+    given = [tensor for tensor in first.record.given if tensor.ndim and len(tensor) > 1]
+    if not predictions or not any(_rows_differ(tensor) for tensor in given):
+        return Check(name, "not applicable", "no predictions for samples that differ were seen")
+    if len(first.losses) < 2 or not first.moved:
+        return Check(name, "not applicable", "the weights did not move, and may be all 0 at the start")
+    if any(_rows_differ(tensor) for tensor in predictions):
+        return Check(name, "passed", "predictions differ between samples")
+    return Check(
+        name,
+        "failed",
+        f"in {counted(len(first.losses), 'batch')} all samples got the same prediction, before a step and after",
+        "forward does not use its input, or nothing of it gets through: dead units, a saturated activation",
+        "look at how the output comes from the input",
+    )
+
+
+def _rows_differ(tensor: Tensor) -> bool:
+    return bool((tensor != tensor[:1]).any())
+
+
+def deterministic_steps(seen: Seen) -> Check:
+    """Two rehearsals from the same state come to the same bits."""
+    name, first, second = "two runs give the same bits", seen.first, seen.second
+    if seen.why_no_copy:
+        return Check(name, "not applicable", seen.why_no_copy)
+    if first is None or second is None:
+        return Check(name, "not applicable", NOT_RUN if first is None else "the step did not come to its end")
+    steps = counted(len(first.losses), "step")
+    if first.record.marks == second.record.marks:
+        return Check(name, "passed", f"{steps}, {len(first.record.marks)} values compared: outputs, gradients, weights")
+    step, what = _first_difference(first, second)
+    return Check(
+        name,
+        "failed",
+        f"step {step}: {what} differs first",
+        "it draws from a generator of its own, keeps a state outside of the model, or runs on a kernel without a fixed "
+        "order",
+        "draw from torch's generator, keep states in buffers; for kernels Trainer(deterministic=True)",
+    )
+
+
+def _first_difference(first: Rehearsed, second: Rehearsed) -> tuple[int, str]:
+    """The number of the step, and what in it."""
+    step, left, right = 1, first.record.marks, second.record.marks
+    for number, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return step, one[0] if one[0] == other[0] else f"{one[0]}, where the other run has {other[0]},"
+        after = left[number + 1][0] if number + 1 < len(left) else ""
+        step += one[0].startswith("the new value") and not after.startswith("the new value")
+    return step, "the number of values"

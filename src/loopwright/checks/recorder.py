@@ -1,0 +1,241 @@
+"""What happens inside a step, written down: losses called, layers passed, values that cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # its name everywhere
+from torch.nn.modules import module as hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from loopwright.errors import DataError
+from loopwright.step import batch_size
+
+BY_CLASS: Mapping[Callable[..., Tensor], str] = {F.cross_entropy: "cross_entropy", F.nll_loss: "nll_loss"}
+BINARY: Mapping[Callable[..., Tensor], str] = {
+    F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
+    F.binary_cross_entropy: "binary_cross_entropy",
+}
+ELEMENTWISE: Mapping[Callable[..., Tensor], str] = {
+    F.mse_loss: "mse_loss",
+    F.l1_loss: "l1_loss",
+    F.smooth_l1_loss: "smooth_l1_loss",
+    F.huber_loss: "huber_loss",
+}
+_LOSSES = {**BY_CLASS, **BINARY, **ELEMENTWISE}
+_DIFFERENCES = {"sub", "__sub__", "subtract", "rsub", "__rsub__"}
+_FED_BY_DATA = (nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase)
+_PASSED_OVER = ("ToCopy", "View", "UnsafeView", "Squeeze", "Unsqueeze", "Reshape", "ReshapeAlias", "Alias", "Clone")
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """One call of a loss function of torch's.
+
+    Attributes:
+        name: The function's.
+        input: Its first argument, detached.
+        target: Its second argument.
+        ignore_index: The class that does not count, where there is one.
+        made_by: The name of what computed the input, such as ``"Softmax"``.
+    """
+
+    name: str
+    input: Tensor
+    target: Tensor
+    ignore_index: int
+    made_by: str
+
+
+@dataclass
+class Record:
+    """What was seen in the batches of one pass.
+
+    Attributes:
+        calls: The loss functions called.
+        broadcasts: Shapes that were broadcast, in words.
+        unusable: Labels or indices out of their range, in words.
+        indexed: What was looked up or classified by index, and was in range, in words.
+        layers: The inputs of the layers that the data feeds, features last, a tensor for each batch.
+        norms: Values to each channel in one sample, for each batch norm in training mode.
+        given: Floating tensors that the model was called with.
+        marks: Fingerprints of what was computed, in order, each with the words that say what it is.
+    """
+
+    calls: list[LossCall] = field(default_factory=list)
+    broadcasts: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+    indexed: list[str] = field(default_factory=list)
+    layers: dict[str, list[Tensor]] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    given: list[Tensor] = field(default_factory=list)
+    marks: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+class Recorder(TorchFunctionMode):
+    """While entered, writes into ``record`` what torch's functions and the model's modules are called with.
+
+    Args:
+        record: Where to.
+        names: The name of each module, by its id.
+        root: The ids of the modules that are the model itself.
+        batch: The batch that the step is given.
+    """
+
+    def __init__(self, record: Record, names: Mapping[int, str], root: set[int], batch: Any) -> None:
+        super().__init__()
+        self._record, self._names, self._root = record, names, root
+        self._of_batch = {id(tensor) for tensor in tensors_in(batch)}
+        self._size = batch_size(batch)
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Recorder:
+        """Begin to record."""
+        self._handles = [
+            hooks.register_module_forward_pre_hook(self._before),
+            hooks.register_module_forward_hook(self._after),
+        ]
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch has no annotation there
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch has no annotation there
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Look at the arguments, then call the function."""
+        kwargs = {} if kwargs is None else kwargs
+        named = dict(zip(("input", "target"), args, strict=False)) | dict(kwargs)
+        one, other = named.get("input"), named.get("target", named.get("other"))
+        if isinstance(one, Tensor) and isinstance(other, Tensor):
+            if func in _LOSSES:
+                self._loss(func, one, other, named)
+            elif getattr(func, "__name__", "") in _DIFFERENCES:
+                self._difference(one, other)
+        if func is F.embedding and len(args) > 1:
+            self._in_range("indices of an embedding", args[0], args[1].shape[0], "rows")
+        return func(*args, **kwargs)
+
+    def _loss(self, func: Callable[..., Tensor], input: Tensor, target: Tensor, named: Mapping[str, Any]) -> None:
+        ignore = named.get("ignore_index", -100)
+        made_by = _made_by(input)
+        self._record.calls.append(LossCall(_LOSSES[func], input.detach(), target.detach(), ignore, made_by))
+        if func in ELEMENTWISE and input.shape != target.shape and _broadcast(input.shape, target.shape):
+            self._record.broadcasts.append(
+                f"{_LOSSES[func]} of a prediction {tuple(input.shape)} and a target {tuple(target.shape)}"
+            )
+        if func in BY_CLASS and not target.is_floating_point():
+            classes = input.shape[1 if input.ndim > 1 else 0]
+            self._in_range("labels", target[target != ignore], classes, "classes")
+        if func in BINARY and target.numel():
+            low, high = target.min().item(), target.max().item()
+            words = f"targets of {_LOSSES[func]} from {low:g} to {high:g}"
+            (self._record.unusable if low < 0 or high > 1 else self._record.indexed).append(words)
+
+    def _in_range(self, what: str, indices: Tensor, count: int, of: str) -> None:
+        """Raise before torch would: on an accelerator, its own error cannot be recovered from."""
+        if indices.numel() == 0:
+            return
+        low, high = int(indices.min()), int(indices.max())
+        words = f"{what} from {low} to {high}, with {count} {of}: 0 to {count - 1}"
+        if low >= 0 and high < count:
+            self._record.indexed.append(words)
+            return
+        self._record.unusable.append(words)
+        raise DataError(words)
+
+    def _difference(self, one: Tensor, other: Tensor) -> None:
+        """Of a column and a row, one from the batch and one from the model: every one against every other."""
+        if id(one) not in self._of_batch:
+            one, other = other, one
+        size = self._size
+        if id(one) not in self._of_batch or not other.requires_grad or size is None or size < 2:
+            return
+        if {tuple(one.shape), tuple(other.shape)} == {(size,), (size, 1)}:
+            self._record.broadcasts.append(
+                f"the difference of a prediction {tuple(other.shape)} and a target {tuple(one.shape)}"
+            )
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if id(module) in self._root:
+            self._record.given += [tensor for tensor in tensors_in(args) if tensor.is_floating_point()]
+        name = self._names.get(id(module))
+        value = args[0].data if args and isinstance(args[0], PackedSequence) else args[0] if args else None
+        if name is None or not isinstance(value, Tensor) or not value.is_floating_point():
+            return
+        if isinstance(module, _BatchNorm) and module.training and value.ndim > 1:
+            self._record.norms[name] = value.numel() / value.shape[1] / (self._size or len(value))
+        trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if isinstance(module, _FED_BY_DATA) and trained and not value.requires_grad:
+            self._record.layers.setdefault(name, []).append(_features_last(module, value.detach()))
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self._names.get(id(module))
+        if name is not None:
+            self.mark(f"the output of {name or 'the model'}", output)
+
+    def mark(self, what: str, value: Any) -> None:
+        """Take down a fingerprint of all tensors in the value."""
+        self._record.marks.append((what, fingerprint(tensors_in(value))))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in tuples, lists and dicts of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> bytes:
+    """The same for the same bits; unlike, as good as certainly, for others."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        if is_lazy(tensor):
+            continue  # its first forward pass is still to come
+        tensor = tensor.detach()
+        if tensor.layout != torch.strided:
+            tensor = tensor.to_dense()
+        data = tensor.cpu().contiguous().reshape(-1)
+        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        if data.numel():
+            digest.update(data.resolve_conj().resolve_neg().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return all(a == b or 1 in (a, b) for a, b in zip(reversed(one), reversed(other), strict=False))
+
+
+def _made_by(tensor: Tensor) -> str:
+    """What computed a tensor, past casts and changes of shape, as its node in the graph is called."""
+    node: Any = tensor.grad_fn
+    while node is not None:
+        name = str(node.name()).partition("Backward")[0]
+        if name not in _PASSED_OVER or not node.next_functions:
+            return name
+        node = node.next_functions[0][0]
+    return ""
+
+
+def _features_last(module: nn.Module, value: Tensor) -> Tensor:
+    if isinstance(module, _ConvNd):
+        value = value.movedim(1 if value.ndim > len(module.kernel_size) + 1 else 0, -1)
+    return value.reshape(-1, value.shape[-1]) if value.ndim else value.reshape(1, 1)

@@ -1,0 +1,1 @@
+"""What ``GradientInspector`` measures, the rules that judge it, and the picture of it."""

@@ -1,0 +1,193 @@
+"""From inspections to findings: what the rules are given, what they return, and how it is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from loopwright.inspecting.inspection import (
+    MISSING,
+    Inspection,
+    LayerNumbers,
+    Parameter,
+    Record,
+    layer_numbers,
+    layers_of,
+)
+
+MODEL = "the model"  # the layer of a finding that is about all of them
+_RECENT = 8  # the newest inspections, in which a fault has to persist
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, and where.
+
+    Attributes:
+        rule: The rule's name, such as ``"vanishing"``; the documentation has a section on each.
+        layer: The layer that tells most, or ``"the model"``.
+        seen: What was measured, in words.
+        cause: The likely cause.
+        remedy: What to try first.
+        evidence: The numbers behind ``seen``, by name.
+        others: More layers of which the same is true.
+
+    Examples:
+        >>> inspector = GradientInspector()
+        >>> trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.0), nn.MSELoss(), callbacks=[inspector])
+        >>> result = trainer.fit(train_loader, epochs=10)
+        >>> [finding.rule for finding in inspector.findings]
+        ['not moving']
+    """
+
+    rule: str
+    layer: str
+    seen: str
+    cause: str
+    remedy: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.head}: {self.seen}\n  likely cause: {self.cause}\n  first remedy: {self.remedy}"
+
+    @property
+    def head(self) -> str:
+        """The rule and the layer."""
+        return f"{self.rule} in {self.layer if self.layer == MODEL else f'layer {self.layer}'}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, over all inspections of the record.
+
+    Attributes:
+        name: Its name.
+        kind: Its class.
+        parameters: Its parameters.
+        numbers: What was measured, inspection by inspection.
+        signal: The mean size of a gradient element of its vectors (biases), or ``MISSING``: how strong the error is
+            that arrives here, whatever the layer's inputs.
+        dead: The share of its units whose gradient was zero in each of the last three inspections.
+    """
+
+    name: str
+    kind: str
+    parameters: tuple[Parameter, ...]
+    numbers: tuple[LayerNumbers, ...]
+    signal: tuple[float, ...]
+    dead: float
+
+    @property
+    def recent(self) -> tuple[LayerNumbers, ...]:
+        """The numbers of the newest inspections."""
+        return self.numbers[-_RECENT:]
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return sum(p.size for p in self.parameters)
+
+    @property
+    def matrix(self) -> bool:
+        """Whether it mixes its inputs: it has a weight of two dimensions or more, and is no table of embeddings."""
+        return any(p.matrix for p in self.parameters) and not self.kind.startswith("Embedding")
+
+    @property
+    def held(self) -> tuple[Parameter, ...]:
+        """The parameters that require a gradient and are in the optimizer."""
+        return tuple(p for p in self.parameters if p.trainable and p.group >= 0)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the rules judge by.
+
+    Attributes:
+        layers: In the order of the forward pass, as far as it is known.
+        inspections: All that the record has kept.
+        parameters: In the order of the inspections' numbers.
+        died: Whether the run was ended by a value that is not finite, so that no more inspections will come.
+    """
+
+    layers: tuple[Layer, ...]
+    inspections: tuple[Inspection, ...]
+    parameters: tuple[Parameter, ...]
+    died: bool = False
+
+    @property
+    def recent(self) -> tuple[Inspection, ...]:
+        """The newest inspections."""
+        return self.inspections[-_RECENT:]
+
+    def persists(self, flags: Iterable[bool]) -> bool:
+        """Whether something was so in three of four inspections, and in three at least.
+
+        Where the run has died there may be no more than one, and half of them are enough.
+        """
+        found = list(flags)
+        needed = max(1, math.ceil(len(found) / 2)) if self.died else max(3, math.ceil(0.75 * len(found)))
+        return sum(found) >= needed
+
+
+def evidence_of(record: Record, *, died: bool = False) -> Evidence:
+    """What the record holds, layer by layer."""
+    parameters, inspections = record.parameters, record.inspections
+    layers = []
+    for name, places in layers_of(parameters).items():
+        own = tuple(parameters[i] for i in places)
+        sizes = [p.size for p in own]
+        vectors = [i for i in places if not parameters[i].matrix]
+        layers.append(
+            Layer(
+                name=name,
+                kind=own[0].kind,
+                parameters=own,
+                numbers=tuple(layer_numbers(one, places, sizes) for one in inspections),
+                signal=tuple(_signal(one, vectors, parameters) for one in inspections),
+                dead=_dead(record, own),
+            )
+        )
+    return Evidence(tuple(layers), tuple(inspections), tuple(parameters), died)
+
+
+def _signal(one: Inspection, places: Sequence[int], parameters: Sequence[Parameter]) -> float:
+    found = [(one.grad[i], parameters[i].size) for i in places if one.grad[i] != MISSING]
+    size = sum(size for _, size in found)
+    return math.sqrt(sum(g * g for g, _ in found) / size) if size else MISSING
+
+
+def _dead(record: Record, parameters: Iterable[Parameter]) -> float:
+    for parameter in parameters:
+        if (quiet := record.quiet.get(parameter.name)) is not None:
+            return float((quiet >= 3).float().mean())
+    return 0.0
+
+
+def report_of(evidence: Evidence, findings: Sequence[Finding]) -> str:
+    """The findings as text; one line where there are none."""
+    if not evidence.inspections:
+        return "gradients: nothing was inspected"
+    first, last = evidence.inspections[0].step, evidence.inspections[-1].step
+    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    if findings:
+        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+        return "\n".join([f"gradients, {steps}: {count}", *map(str, findings)])
+    judged = len(evidence.inspections) >= 3
+    ratios = [n.ratio for layer in evidence.layers for n in layer.recent if n.ratio > 0]
+    between = f"; update ratios {min(ratios):.1g} to {max(ratios):.1g}" if ratios else ""
+    word = "healthy" if judged else "nothing wrong, though fewer than three inspections say little"
+    return f"gradients, {steps}: {word}, {len(evidence.layers)} layers{between}"
+
+
+def finding_of(rule: str, layers: Sequence[str], seen: str, cause: str, remedy: str, **evidence: float) -> Finding:
+    """A finding about these layers, of which the first tells most."""
+    first, *others = layers
+    more = f" (and in {listed(others)})" if others else ""
+    return Finding(rule, first, seen + more, cause, remedy, evidence, tuple(others))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many there are more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,114 @@
+"""The rules about what is trained at all: what the optimizer holds, what gets a gradient, what moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from loopwright.inspecting.diagnosis import Evidence, Finding, finding_of, listed
+from loopwright.inspecting.inspection import MISSING
+
+HELD_FROZEN = 0.5  # share of the optimizer's elements that are frozen
+
+
+def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
+    """A parameter wants a gradient, and no optimizer holds it."""
+    outside = {la.name: [p for p in la.parameters if p.trainable and p.group < 0] for la in evidence.layers}
+    found = {name: parameters for name, parameters in outside.items() if parameters}
+    if not found:
+        return
+    names = [p.name for parameters in found.values() for p in parameters]
+    size = sum(p.size for parameters in found.values() for p in parameters)
+    yield finding_of(
+        "not in the optimizer",
+        list(found),
+        f"{listed(names)} ({size} elements) require a gradient, and no parameter group holds them",
+        "the optimizer was built before the layer was made, or from a part of the model",
+        "build it from model.parameters() after the model is whole; if it is on purpose, requires_grad_(False)",
+        parameters=len(names),
+        elements=size,
+    )
+
+
+def frozen(evidence: Evidence) -> Iterator[Finding]:
+    """Most of what the optimizer holds is frozen, or a normalisation has never seen a batch and sees none."""
+    held = [p for p in evidence.parameters if p.group >= 0]
+    still = [p for p in held if not p.trainable]
+    share = sum(p.size for p in still) / max(1, sum(p.size for p in held))
+    if share >= HELD_FROZEN:
+        yield finding_of(
+            "frozen",
+            list(dict.fromkeys(p.layer for p in still)),
+            f"{share:.0%} of the elements that the optimizer holds have requires_grad=False: "
+            f"{listed([p.name for p in still])}",
+            "requires_grad_(False) reached more than it was meant for; the optimizer was told to train them",
+            "requires_grad_(True) on what is to learn; if it is on purpose, give the optimizer the others only",
+            share=share,
+        )
+    layers = [la for la in evidence.layers if any(p.fresh for p in la.held)]
+    if layers:
+        yield finding_of(
+            "frozen",
+            [la.name for la in layers],
+            f"{layers[0].kind} is in eval mode, and its running statistics have never seen a batch",
+            "model.eval() reached it, and nothing put it back; its mean 0 and variance 1 are no statistics of the data",
+            "model.train() before the fit, or load the statistics that it is to keep",
+            count=len(layers),
+        )
+
+
+def unused(evidence: Evidence) -> Iterator[Finding]:
+    """A parameter wants a gradient, is in the optimizer, and never gets one."""
+    seen = evidence.recent
+    if len(seen) < 2 and not evidence.died:
+        return
+    idle = [
+        p
+        for i, p in enumerate(evidence.parameters)
+        if p.trainable and p.group >= 0 and all(one.grad[i] == MISSING for one in seen)
+    ]
+    if not idle:
+        return
+    layers = [la.name for la in evidence.layers if any(p.layer == la.name for p in idle)]
+    last = next(p for p in idle if p.layer == layers[-1])
+    yield finding_of(
+        "no gradient",
+        layers[::-1],  # what cuts one layer off cuts off all before it: the last of them is nearest to the cut
+        f"{listed([p.name for p in idle])} got no gradient in {len(seen)} inspections",
+        "it is called, but its output does not reach the loss: detach(), .data, no_grad() or numpy() on the way"
+        if last.turn >= 0
+        else "the forward pass does not call it",
+        "take the detach() away" if last.turn >= 0 else "call it in forward, or take it out of the model",
+        parameters=len(idle),
+        inspections=len(seen),
+    )
+
+
+def not_moving(evidence: Evidence) -> Iterator[Finding]:
+    """A gradient arrives, a step is made, and the weights stay as they are."""
+    found: dict[str, float] = {}
+    for layer in evidence.layers:
+        if not layer.held:
+            continue
+        group = layer.held[0].group
+        rates = [one.rates[group] for one in evidence.recent if group < len(one.rates)]
+        still = [n.grad > 0 and n.update == 0 and n.weight > 0 for n in layer.recent]
+        never = all(n.update <= 0 for n in layer.numbers)  # a run that has converged did move
+        if (never and evidence.persists(still)) or (len(still) >= 3 and all(still[-3:]) and max(rates[-3:]) == 0):
+            found[layer.name] = rates[-1] if rates else math.nan
+    if found:
+        rate = next(iter(found.values()))
+        zero = rate == 0
+        yield finding_of(
+            "not moving",
+            list(found),
+            f"the gradient is not zero, and the weights did not change by a bit; the learning rate is {rate:g}",
+            "the learning rate is 0: a schedule has run out, or a parameter group got the wrong one"
+            if zero
+            else "the update is smaller than the distance between two numbers of the weights' format",
+            "look at the schedule's length and the group's lr"
+            if zero
+            else "a larger learning rate, or weights in float32 with precision='bf16' in place of bfloat16 weights",
+            rate=rate,
+            count=len(found),
+        )

@@ -1,0 +1,148 @@
+"""The same measurements for a small model, where what they cost is the number of different calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from loopwright.inspecting.inspection import MISSING, Parameter
+
+_SMALL = 2**14  # elements in all
+_COUNTED = 2**10  # elements that are counted in python, which is quicker than a call that torch has not made lately
+
+_flatten: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors  # in one call
+_Columns: TypeAlias = dict[str, list[float]]
+
+
+class Small:
+    """All trainable parameters as one vector.
+
+    With the gradient, that of the step before, the weights and their change as the rows of a matrix, all products of
+    two rows are one multiplication, and their sums over each parameter another, by ones and zeros.
+
+    Args:
+        parameters: What is known of them.
+        tensors: They themselves, of one format and on one device.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> None:
+        self._names = [p.name for p in parameters]
+        self._sizes = [p.size for p in parameters]
+        self._size = sum(self._sizes)
+        self._tensors = list(tensors)
+        place = torch.repeat_interleave(torch.arange(len(tensors)), torch.tensor(self._sizes))
+        self._belongs = torch.nn.functional.one_hot(place, len(tensors)).to(tensors[0])
+        self._weights: list[Tensor] = []
+        self._places: list[int] = []
+        self._held: list[Tensor] | None = None
+        self._before: Tensor | None = None
+        self._alone = True
+
+    def remember(self) -> bool:
+        """Keep the present gradients, which belong to nobody else once they are cleared; False where there is none."""
+        self._held = self._gradients()
+        return self._held is not None
+
+    def earlier(self) -> dict[str, Tensor]:
+        """Copies of the gradients that are kept."""
+        return {name: t.clone() for name, t in zip(self._names, self._held or (), strict=False)}
+
+    def _gradients(self) -> list[Tensor] | None:
+        found = []
+        for tensor in self._tensors:
+            gradient = tensor.grad
+            if gradient is None or gradient.layout is not torch.strided:
+                return None
+            found.append(gradient)
+        return found
+
+    def _current(self) -> list[Tensor]:
+        """The weights without their history: made once, and again where somebody has put other data in their place."""
+        places = [tensor.data_ptr() for tensor in self._tensors]
+        if places != self._places:
+            self._places, self._weights = places, [tensor.detach() for tensor in self._tensors]
+        return self._weights
+
+    def before(self, earlier: Mapping[str, Tensor]) -> bool:
+        """Take the gradients, those of the step before, and the weights; False where this way is not open.
+
+        Args:
+            earlier: The gradients of the step before that a resume has brought.
+        """
+        gradients, held = self._gradients(), self._held
+        self._held = None
+        if gradients is None:
+            return False
+        if held is None and earlier.keys() == set(self._names):
+            held = [earlier[name].to(g) for name, g in zip(self._names, gradients, strict=True)]
+            if any(a.shape != b.shape for a, b in zip(gradients, held, strict=True)):
+                held = None
+        # Where gradients are cleared by filling them with zeros, those of the step before are gone.
+        self._alone = held is None or any(map(_same, gradients, held))
+        self._before = _flatten([*gradients, *(gradients if held is None or self._alone else held), *self._current()])
+        return True
+
+    @property
+    def pending(self) -> bool:
+        """Whether ``before`` has taken something that ``after`` has not read."""
+        return self._before is not None
+
+    def after(self, *, made: bool) -> _Columns | None:
+        """The columns of an inspection; None where nothing is pending."""
+        if self._before is None:
+            return None
+        before, self._before = self._before.view(3, -1), None
+        changed = _flatten(self._current()) - before[2]
+        rows = torch.cat((before.view(-1), changed)).view(4, -1)
+        products = (rows[:, None] * rows).view(16, -1) @ self._belongs
+        sums: list[list[float]] = products.tolist()
+        grad, dot, then, weight, update = sums[0], sums[1], sums[5], sums[10], sums[15]
+        count = len(self._sizes)
+        blank = [0.0] * count
+        bad = blank
+        if not math.isfinite(sum(grad) + sum(then) + sum(weight) + sum(update)):
+            # One product with NaN is NaN in every sum: each parameter for itself, and in a wider format.
+            own = torch.split(rows.double(), self._sizes, 1)
+            grad, then, weight, update = ([float(r[k].square().sum()) for r in own] for k in range(4))
+            dot = [float(r[0].dot(r[1])) for r in own]
+            bad = [float((~r[0].isfinite()).sum()) for r in own]
+        return {
+            "grad": list(map(math.sqrt, grad)),
+            "weight": list(map(math.sqrt, weight)),
+            "update": list(map(math.sqrt, update)) if made else [MISSING] * count,
+            "zeros": self._zeros(rows[0]),
+            "bad": bad,
+            "dot": blank if self._alone else dot,
+            "now": blank if self._alone else grad,
+            "then": blank if self._alone else then,
+        }
+
+    def _zeros(self, gradient: Tensor) -> list[float]:
+        if self._size > _COUNTED:
+            return ((gradient == 0).to(gradient.dtype) @ self._belongs).tolist()
+        values, found, start = gradient.tolist(), [], 0
+        if not values.count(0.0):
+            return [0.0] * len(self._sizes)
+        for size in self._sizes:
+            found.append(float(values[start : start + size].count(0.0)))
+            start += size
+        return found
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other
+
+
+def small_of(parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> Small | None:
+    """The small way, where the model is small and all of one format on one device."""
+    if not tensors or sum(p.size for p in parameters) > _SMALL:
+        return None
+    if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
+        return None
+    if tensors[0].dtype not in (torch.float32, torch.float64) or tensors[0].device.type != "cpu":
+        return None
+    return Small(parameters, tensors)

@@ -1,0 +1,363 @@
+"""Looks for where a value that is not finite comes from, once one has been found, and says it in the error."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from loopwright.batches import EpochData
+from loopwright.checkpoint import latest_checkpoint, read_manifest
+from loopwright.errors import NonFiniteError
+from loopwright.nonfinite.census import Census, census, joined, span, tensors_in
+from loopwright.nonfinite.reasons import SOFTMAXES, backward_reason, forward_reason
+from loopwright.nonfinite.rerun import Replay, Seen, run_again
+from loopwright.nonfinite.watch import Event, Place, is_constant
+from loopwright.state import State
+from loopwright.step import Output, batch_size
+from loopwright.weights import plain_module
+
+_LISTED = 10  # rows and samples in a message
+_GROWN = 1e6  # a weight that no training at a sound learning rate comes to
+
+
+class Culprit:
+    """Finds the source of what is not finite: the input, the weights, an operation, its gradient, or the update.
+
+    Args:
+        state: The run's.
+        step: The step.
+        loss: The loss, where the step is made of one.
+        autocast: The context that the step runs in, if there is one.
+        data: The run's place in its data, which knows the samples of a batch.
+        folders: Where checkpoints are saved.
+        replay: Where the random generators were as the newest step began.
+        eager: Whether values are looked at as they come.
+        closure: Whether the optimizer's step evaluates the loss several times.
+        settle: Returns when no save is on its way any more.
+    """
+
+    def __init__(
+        self,
+        state: State[Any],
+        step: Callable[[Any, Any], Any],
+        loss: object,
+        autocast: contextlib.AbstractContextManager[object] | None,
+        data: EpochData,
+        folders: Sequence[Path],
+        replay: Replay,
+        *,
+        eager: bool,
+        closure: bool = False,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._eager, self._closure, self._settle = eager, closure, settle
+        self._state, self._step, self._loss, self._autocast = state, step, loss, autocast
+        self._data, self._folders, self._replay = data, folders, replay
+
+    @contextlib.contextmanager
+    def searching(self) -> Iterator[None]:
+        """What is found within the block, and whose batch is gone, is looked into as far as that allows."""
+        try:
+            yield
+        except NonFiniteError as error:
+            self.look(error)
+            raise
+
+    def look(self, error: NonFiniteError, batch: Any = None, *, again: bool = True) -> None:
+        """Say in the error what can be found out. Nothing that the search itself runs into hides the error.
+
+        Args:
+            error: Raised by the loop. One that has been looked into stays as it is, and so does one of the user's.
+            batch: The batch, on its device, where it is still there.
+            again: Whether it may be run once more.
+        """
+        if error.found is None or error.searched:
+            return
+        error.searched = True
+        try:
+            self._search(error, batch, again=again)
+        except Exception as problem:
+            error.inexact.append(f"the search for the source failed: {type(problem).__name__}: {problem}")
+        if error.inexact:
+            error.details.append(f"note: {'; '.join(error.inexact)}")
+        with contextlib.suppress(Exception):  # whatever is wrong with the folder is another error's matter
+            self._settle()
+            error.checkpoint = self._newest()
+        if error.checkpoint is not None:
+            error.details.append(
+                f"saved: {error.checkpoint} is the newest checkpoint with finite weights; resume= takes that path"
+            )
+        error.compose()
+
+    def _newest(self) -> Path | None:
+        found = [path for path in map(latest_checkpoint, self._folders) if path is not None]
+        checked = [(read_manifest(path)["facts"], path) for path in found]
+        return max(((f["step"], p) for f, p in checked if f["checked"]), default=(0, None))[1]
+
+    def _search(self, error: NonFiniteError, batch: Any, *, again: bool) -> None:
+        if error.found == "parameters":
+            self._of_parameters(error)
+            return
+        number = self._state.progress.batch if batch is not None else (error.batch or 1) - 1
+        error.samples = self._data.samples(number)
+        if error.found == "gradient":
+            error.parameters = _names(self._state, _gradient)
+        if error.found == "gradient" and self._state.plan.accumulate > 1 and batch is None:
+            error.samples = None  # they would be those of one batch of several
+        if error.found == "gradient" and (not again or (batch is None and self._eager)):
+            error.cause = "backward"
+            error.details.append(f"gradients: not finite are those of {joined(error.parameters)}; the loss is finite")
+            if error.samples:
+                error.details.append(f"samples: {_listed(error.samples)}")
+            return
+        weights = _names(self._state, lambda parameter: parameter)
+        there = self._data.again(number) if batch is None else batch
+        inputs = {path: found for path, tensor in tensors_in(there, "batch") if (found := census(tensor)) is not None}
+        error.inputs = list(inputs)
+        if batch is None:
+            self._of_one_gone(error, inputs, weights, there is not None)
+        elif weights:
+            self._of_weights(error, weights)
+        elif not again:
+            _of_inputs(error, inputs)
+        elif error.found == "gradient":
+            self._of_gradient(error, self._seen(batch, backward=True))
+        else:
+            self._of_loss(error, self._seen(batch, backward=False), inputs, batch)
+        if error.samples and not error.bad_samples:
+            error.details.append(f"samples: {_listed(error.samples)}")
+
+    def _seen(self, batch: Any, *, backward: bool) -> Seen:
+        model = plain_module(self._state.model)
+
+        def step() -> Any:
+            with self._autocast or contextlib.nullcontext():
+                return self._step(model, batch)
+
+        return run_again(step, model, batch, self._replay, (self._loss,), backward=backward)
+
+    def _of_parameters(self, error: NonFiniteError) -> None:
+        """They were found at a save or at the end: what did the last step's gradients look like?"""
+        gradients, step = _names(self._state, _gradient), self._state.progress.step
+        progress = self._state.progress
+        error.step = step or None
+        if gradients and progress.batch and self._state.plan.accumulate == 1:
+            error.epoch, error.batch = progress.epoch + 1, progress.batch
+            error.samples = self._data.samples(progress.batch - 1)
+        if gradients:
+            error.cause = "backward"
+            where = f", of {error.place}," if error.place else ""
+            error.details.append(f"where: the gradients of step {step}{where} are not finite: {joined(gradients)}")
+            if error.samples:
+                error.details.append(f"samples: {_listed(error.samples)}")
+            error.why = "so it was that step, the last one, which ruined the weights; its loss was finite"
+        elif step:
+            error.cause = "update"
+            error.details.append(f"where: the gradients of step {step}, the last one, are finite")
+            error.why = "so it was the optimizer's update that was too large, or somebody else wrote to the weights"
+
+    def _of_weights(self, error: NonFiniteError, weights: list[str]) -> None:
+        error.cause, error.parameters = "weights", weights
+        total, before = sum(1 for _ in self._state.model.parameters()), self._state.progress.step
+        error.details.append(f"where: {len(weights)} of {total} parameters are not finite: {joined(weights)}")
+        error.fix = (
+            "a smaller learning rate, or clip_norm=1.0, which also checks the gradients of every step and so names "
+            "the one that is not finite"
+        )
+        if self._closure:
+            error.why = "they were so before this evaluation of the loss: one before it, in this step or an earlier one"
+        elif before:
+            error.why = f"they were so before this batch: step {before}, or something before it, has ruined them"
+        else:
+            error.why, error.fix = "they were so before the first step", "a look at how the model was built or loaded"
+
+    def _of_one_gone(self, error: NonFiniteError, inputs: dict[str, Census], weights: list[str], there: bool) -> None:
+        """It was found some steps later, on an accelerator."""
+        if inputs:
+            _of_inputs(error, inputs)
+        else:
+            error.details.append(
+                "where: values are read some steps later here, so the place above is exact, but the batch is gone"
+                + ("; fetched once more, it is finite" if there else "")
+            )
+            error.fix += '; with device="cpu" each step is looked at as it is made, and the source is searched for'
+        if weights:
+            error.parameters = error.parameters or weights
+            error.details.append(f"now: {len(weights)} parameters are not finite by now: {joined(weights)}")
+
+    def _of_loss(self, error: NonFiniteError, seen: Seen, inputs: dict[str, Census], batch: Any) -> None:
+        error.inexact += seen.inexact
+        error.terms = _terms(error, seen.output)
+        if not seen.chain:
+            error.details.insert(0, f"where: run once more, the batch gave a finite loss, {seen.loss:.4g}")
+            error.why = "what made it does not come back: it depends on randomness, on state, or on the order of sums"
+            error.fix = 'a smaller learning rate, or clip_norm=1.0; on_nonfinite="skip" drops such batches'
+            if inputs:
+                _of_inputs(error, inputs)
+            return
+        origin, rest = _origin(seen.chain)
+        sources = [source for source in origin.sources if source in inputs]
+        error.operation, error.module = origin.facts.operation or None, origin.place.module
+        rows = _rows(error, origin.found, batch)
+        turned = next((event for event in rest if event.found.nan), None)
+        if sources and not _masked(origin, seen.chain):
+            rows = _rows(error, inputs[sources[0]], batch)
+            _of_inputs(error, {source: inputs[source] for source in sources}, rows, first=_named(origin.place))
+            return
+        error.cause = "loss" if origin.place.module is None else "forward"
+        where = f"where: first in {_named(origin.place)}: {origin.found}{rows}"
+        if turned is not None and not origin.found.nan:
+            where += f"; NaN since {_named(turned.place)}"
+        if is_constant(seen.chain[0]) and origin is not seen.chain[0]:
+            where += f"; the infinity that went in is that of {_named(seen.chain[0].place)}"
+        others = {source: found for source, found in origin.sources.items() if source not in inputs}
+        words = [source if found is None else f"{source}, which holds {found}" for source, found in others.items()]
+        error.details.insert(0, where + (f"; what went in: {joined(words)}" if words else ""))
+        error.why, error.fix = forward_reason(origin.facts)
+        if not origin.found.nan and (largest := _largest(self._state)) > _GROWN:
+            error.why += f"; the weights have grown to {largest:.4g}"
+        if others and not _masked(origin, seen.chain):
+            error.why = f"{joined(list(others))} {'were' if len(others) > 1 else 'was'} not finite before it"
+            error.fix = "a look at where that is made or written to"
+        if sources:
+            error.details.append(f"input: {_inputs({source: inputs[source] for source in sources})}")
+
+    def _of_gradient(self, error: NonFiniteError, seen: Seen) -> None:
+        error.inexact += seen.inexact
+        state, accumulate = self._state, self._state.plan.accumulate
+        if accumulate > 1 and not seen.bad_gradients:
+            error.samples = None  # another batch of the window is at fault
+        bad, all_finite = joined(error.parameters), not error.parameters
+        if all_finite:
+            error.details.append("where: every gradient is finite by itself, but the sum of their squares is not")
+            error.why = "the gradients are too large for their number format"
+        elif seen.backward is not None:
+            place = seen.backward
+            error.cause, error.module, error.operation = "backward", place.module, place.operation or None
+            error.details.append(f"where: first in the backward of {_named(place)}")
+            error.details.append(f"gradients: not finite are those of {bad}; the loss is finite")
+            error.why, error.fix = backward_reason(place.operation)
+        else:
+            error.details.append(f"gradients: not finite are those of {bad}")
+            first = state.progress.batch // accumulate * accumulate
+            if accumulate > 1 and not seen.bad_gradients and first < state.progress.batch:
+                error.details.append(
+                    f"where: in one of the batches {first + 1} to {state.progress.batch} of the window; run once more, "
+                    f"batch {state.progress.batch + 1} gave finite gradients"
+                )
+            elif seen.gradients and not seen.bad_gradients:
+                error.details.append("where: run once more, the batch gave finite gradients; a hook may change them")
+
+
+def _largest(state: State[Any]) -> float:
+    """The largest absolute value of a weight."""
+    spans = [found for p in state.model.parameters() if (found := span(p)) is not None]
+    return max((max(-low, high) for low, high in spans), default=0.0)
+
+
+def _gradient(parameter: Tensor) -> Tensor | None:
+    return parameter.grad
+
+
+def _names(state: State[Any], of: Callable[[Tensor], Tensor | None]) -> list[str]:
+    """The parameters for which this tensor is not finite, those that the model does not name by their place."""
+    named = list(plain_module(state.model).named_parameters())
+    known = {id(parameter) for _, parameter in named}
+    held = [p for group in state.optimizer.param_groups for p in group["params"] if id(p) not in known]
+    named += [(f"number {index} of the optimizer's others", p) for index, p in enumerate(held)]
+    found = []
+    for name, parameter in named:
+        tensor = of(parameter) if parameter.requires_grad or parameter.grad is not None else None
+        if tensor is not None and census(tensor) is not None:
+            found.append(name)
+    return found
+
+
+def _named(place: Place) -> str:
+    """Where, in words."""
+    line = "" if place.line is None else f" ({place.line})"
+    kind = f" {place.kind}" if place.kind else ""
+    if place.module is None:
+        inside = f"the loss,{kind}" if kind else "the loss or the step, outside of the model"
+    else:
+        inside = f"the module {place.module!r},{kind}" if place.module else f"the model's own forward,{kind}"
+    return f"{place.operation} in {inside}{line}" if place.operation else f"{inside}{line}"
+
+
+def _origin(chain: Sequence[Event]) -> tuple[Event, Sequence[Event]]:
+    """The event to blame, and those after it: masks, whose infinities are meant, are passed over."""
+    for index, event in enumerate(chain):
+        meant = is_constant(event) or (_masked(event, chain) and not event.found.nan)
+        if not meant or index == len(chain) - 1:
+            return event, chain[index + 1 :]
+    raise AssertionError("a chain has an end")
+
+
+def _masked(event: Event, chain: Sequence[Event]) -> bool:
+    """Whether all that went in and is not finite is -inf, on the way to a softmax: what masks are for."""
+    found = list(event.sources.values())
+    meant = bool(found) and all(c is not None and not (c.nan or c.above) for c in found)
+    return meant and any(other.facts.operation in SOFTMAXES for other in chain)
+
+
+def _of_inputs(
+    error: NonFiniteError, inputs: dict[str, Census], rows: str | None = None, first: str | None = None
+) -> None:
+    if not inputs:
+        return
+    error.cause, error.inputs = "input", list(inputs)
+    if rows is None:
+        rows = _rows(error, next(iter(inputs.values())), None)
+    used = "" if first is None else f"; first used by {first}"
+    error.details.insert(0, f"where: in the data: {_inputs(inputs)}{rows}{used}")
+    error.why = "the batch was so before anything was computed from it"
+    look = f"a look at sample{'s' if len(error.bad_samples) > 1 else ''} {_listed(error.bad_samples)}"
+    error.fix = (
+        f"{look if error.bad_samples else 'a look at the data of that batch'}: leave it out, or fill in what is "
+        'missing; on_nonfinite="skip" drops such batches'
+    )
+
+
+def _inputs(inputs: dict[str, Census]) -> str:
+    return joined([f"{path} holds {found}" for path, found in inputs.items()])
+
+
+def _rows(error: NonFiniteError, found: Census, batch: Any) -> str:
+    """The rows of the batch, as words, and the samples that they are, where the tensor has a row for each."""
+    size = len(error.samples) if error.samples is not None else None if batch is None else batch_size(batch)
+    if size is None or found.length != size or not found.rows or (size > 1 and len(found.rows) == size):
+        return ""
+    rows = f"row{'s' if len(found.rows) > 1 else ''} {_listed([row + 1 for row in found.rows])} of {size}"
+    if error.samples is None:
+        return f", {rows}"
+    error.bad_samples = [error.samples[row] for row in found.rows]
+    return f", {rows}: sample{'s' if len(found.rows) > 1 else ''} {_listed(error.bad_samples)}"
+
+
+def _terms(error: NonFiniteError, output: Output) -> list[str]:
+    """What the step measured beside its loss; the names of those that are not finite."""
+    bad, words = [], []
+    for name, value in output.metrics.items():
+        number = float(value)
+        words.append(f"{name} is {number:.4g}")
+        if not math.isfinite(number):
+            bad.append(name)
+    if not words:
+        for name, value in (("predictions", output.predictions), ("targets", output.targets)):
+            found = [c for _, tensor in tensors_in(value, name) if (c := census(tensor)) is not None]
+            if value is not None:
+                words.append(f"the {name} hold {found[0]}" if found else f"the {name} are finite")
+    if words:
+        error.details.append(f"terms: {'; '.join(words)}")
+    return bad
+
+
+def _listed(numbers: Iterable[Any]) -> str:
+    listed = [str(number) for number in numbers]
+    more = f", ... ({len(listed)} in all)" if len(listed) > _LISTED else ""
+    return ", ".join(listed[:_LISTED]) + more

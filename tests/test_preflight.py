@@ -1,0 +1,467 @@
+"""The preflight: what it finds, what it leaves alone, and that everything is afterwards as it was."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import fundamentals
+import linear_regression
+import real_data
+import synthetic_regression
+import training_loop
+import workflow
+from helpers import At, Outcome, assert_same_run, small_model, small_trainer, some_batches, weights_of
+from loopwright import Check, ConfigError, Preflight, Result, Schedule, Trainer
+from loopwright.callbacks import Checkpoint
+from loopwright.checks import CHECKS
+from loopwright.checks.recorder import fingerprint
+from loopwright.data import Loader
+from loopwright.randomness import generators_of
+from loopwright.testing import HookRecorder
+from preflight_cases import FAULTS, HEALTHY
+from small_problems import PROBLEMS, RARER, loss_of, make_loader, make_optimizer, samples
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found_by_its_check(name: str) -> None:
+    fault = FAULTS[name]
+    trainer, train, val = fault.problem()
+    report = trainer.preflight(train, val)
+    row = report[fault.check]
+    assert row.verdict == "failed", str(report)
+    assert fault.words in f"{row.evidence} {row.cause} {row.fix}", row
+    assert row.fix
+    assert not report.ok
+    assert row in report.failed
+
+
+def test_every_check_has_two_planted_faults() -> None:
+    trainer, train, val = HEALTHY["mlp"]()
+    names = [check.name for check in trainer.preflight(train, val).checks]
+    assert len(names) == len(CHECKS) == len(set(names))
+    planted = [fault.check for fault in FAULTS.values()]
+    assert [name for name in names if planted.count(name) < 2] == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_problem_raises_no_alarm(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    trainer, train, val = HEALTHY[name]()
+    report = trainer.preflight(train, val)
+    assert report.ok, str(report)
+    assert report["a training step runs"].verdict == "passed"
+
+
+class DoneError(Exception):
+    """In place of a fit."""
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        synthetic_regression.train,
+        linear_regression.train,
+        training_loop.train,
+        workflow.train,
+        lambda: fundamentals.train(0.02),
+        lambda: real_data.compare(1),
+    ],
+    ids=["000", "001", "002", "004", "003", "diabetes"],
+)
+def test_the_documents_examples_raise_no_alarm(train: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[Preflight] = []
+
+    def instead(trainer: Trainer, train: Any, val: Any = None, **targets: Any) -> Result:
+        reports.append(trainer.preflight(train, val))
+        raise DoneError
+
+    monkeypatch.setattr(Trainer, "fit", instead)
+    with pytest.raises(DoneError):
+        train()
+    (report,) = reports
+    assert report.ok, str(report)
+    assert sum(check.verdict == "passed" for check in report.checks) >= 7
+
+
+def _generators() -> list[Any]:
+    return [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]
+
+
+def _states(trainer: Trainer, train: Any) -> list[Any]:
+    model, optimizer = trainer.state.model, trainer.state.optimizer
+    return [
+        {name: value.clone() for name, value in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        copy.deepcopy(optimizer.state_dict()),
+        [g.get_state() for g in generators_of(train)],
+        dataclasses.replace(trainer.state.progress),
+        trainer.state.stage,
+        trainer.state.plan,
+        dict(trainer.state.metrics),
+    ]
+
+
+def assert_alike(one: Any, other: Any) -> None:
+    """Equal, where tensors are compared bit for bit."""
+    if isinstance(one, torch.Tensor):
+        assert fingerprint([one]) == fingerprint([other])
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_alike(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_alike(a, b)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("name", [*HEALTHY, *FAULTS])
+def test_everything_is_afterwards_as_it_was(name: str) -> None:
+    trainer, train, val = HEALTHY[name]() if name in HEALTHY else FAULTS[name].problem()
+    model = trainer.state.model
+    if name in ("mlp", "residual", "tokens"):
+        trainer.fit(train, steps=3)  # there are momenta and gradients, and the epoch is left within
+    gradients = [p.grad for p in model.parameters()]
+    values = [None if g is None else g.clone() for g in gradients]
+    found, states = _generators(), _states(trainer, train)
+    trainer.preflight(train, val)
+    assert _generators() == found
+    assert_alike(_states(trainer, train), states)
+    after = [p.grad for p in model.parameters()]
+    assert all(a is b for a, b in zip(after, gradients, strict=True))
+    assert_alike([None if g is None else g.clone() for g in after], values)
+
+
+@pytest.mark.parametrize("name", sorted(HEALTHY.keys() - {"compiled"}))  # test_compile.py compiles
+def test_a_fit_after_a_preflight_has_the_bits_of_one_without(name: str) -> None:
+    outcomes = []
+    for first in (False, True):
+        torch.manual_seed(3)
+        trainer, train, val = HEALTHY[name]()
+        if first:
+            trainer.preflight(train, val)
+        result = trainer.fit(train, val, steps=7)
+        outcomes.append(Outcome(weights_of(trainer), result))
+    assert_same_run(*outcomes)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    kind=st.sampled_from(
+        [
+            "shuffled",
+            "own generator",
+            "list",
+            "without length",
+            "weighted sampler",
+            "augmented",
+            "iterable dataset",
+            *(kind for kind in RARER if "workers" not in kind and kind != "batches of one"),
+        ]
+    ),
+    problem=st.sampled_from(sorted(PROBLEMS)),
+    optimizer=st.sampled_from(["sgd", "nesterov", "adam", "adamw", "rmsprop"]),
+    steps=st.integers(1, 4),
+    before=st.integers(0, 4),
+)
+def test_a_preflight_anywhere_in_a_run_changes_nothing(
+    kind: str, problem: str, optimizer: str, steps: int, before: int
+) -> None:
+    outcomes = []
+    for looks in (False, True):
+        torch.manual_seed(5)
+        model = PROBLEMS[problem]()
+        data = samples(problem, 14)
+        trainer = Trainer(model, make_optimizer(optimizer, model), loss_of(problem), device="cpu")
+        train, val = make_loader(kind, data, drop_last=True), make_loader(kind, data)
+        if before:
+            trainer.fit(train, val, steps=before)
+        if looks:
+            trainer.preflight(train, val, steps=steps)
+        result = trainer.fit(train, val, steps=before + 4)
+        outcomes.append(Outcome(weights_of(trainer), result))
+    assert_same_run(*outcomes)
+
+
+def test_an_iterator_is_not_read() -> None:
+    batches = (batch for batch in some_batches(5))
+    report = small_trainer().preflight(batches)
+    assert report["a training step runs"].verdict == "not applicable"
+    assert "read only once" in report["a training step runs"].evidence
+    assert report["parameters in the optimizer"].verdict == "passed"
+    assert report.ok
+    assert len(list(batches)) == 5
+
+
+class HoldsAnIterator:
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches
+
+
+def test_what_holds_an_iterator_is_not_read_either() -> None:
+    inner = iter(some_batches(5))
+    report = small_trainer().preflight(HoldsAnIterator(inner))
+    assert report["a training step runs"].verdict == "not applicable"
+    assert len(list(inner)) == 5
+
+
+class KeepsPlace:
+    """A loader with a state of its own, which must not be asked for a batch."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("it was read")
+
+
+def test_a_loader_that_keeps_its_own_state_is_not_read() -> None:
+    report = small_trainer().preflight(KeepsPlace(), KeepsPlace())
+    assert report["a training step runs"].verdict == "not applicable"
+    assert report["a validation step runs"].verdict == "not applicable"
+    assert report.ok
+
+
+def test_our_own_loader_is_looked_at_without_moving_its_place() -> None:
+    data = Loader(TensorDataset(torch.randn(12, 3), torch.randn(12, 1)), batch_size=4, seed=1)
+    next(iter(data))
+    place = data.state_dict()
+    report = small_trainer().preflight(data)
+    assert report["a training step runs"].verdict == "passed"
+    assert data.state_dict() == place
+
+
+class DrawsForItself(Dataset[Any]):
+    """Keeps generators, a count and a list of what was asked of it."""
+
+    def __init__(self) -> None:
+        self.rng, self.own, self.numpy = random.Random(1), torch.Generator(), np.random.default_rng(1)
+        self.count = 0
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        self.count += 1
+        self.asked.append(index)
+        noise = self.rng.random() + self.numpy.random()
+        return torch.randn(3, generator=self.own) + noise, torch.randn(1, generator=self.own)
+
+
+def test_a_dataset_with_generators_and_counts_of_its_own_keeps_them() -> None:
+    data = DrawsForItself()
+    before = data.rng.getstate(), data.own.get_state().tolist(), str(data.numpy.bit_generator.state)
+    assert small_trainer().preflight(DataLoader(data, batch_size=4, shuffle=True))["loss is finite"].verdict == "passed"
+    assert (data.rng.getstate(), data.own.get_state().tolist(), str(data.numpy.bit_generator.state)) == before
+    assert (data.count, data.asked) == (0, [])
+
+
+class CannotBeCopied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.lock = threading.Lock()
+        self.calls = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        out: torch.Tensor = self.layers(inputs)
+        return out
+
+
+def test_a_model_that_cannot_be_copied_is_looked_at_in_place_and_put_back() -> None:
+    model = CannotBeCopied()
+    model.eval()
+    trainer = small_trainer(model=model)
+    states = _states(trainer, [])
+    report = trainer.preflight(some_batches(3), some_batches(1))
+    assert report["two runs give the same bits"].verdict == "not applicable"
+    assert "cannot pickle" in report["two runs give the same bits"].evidence
+    assert report["parameters get a gradient"].verdict == "passed"
+    assert report["a validation step runs"].verdict == "passed"
+    assert_alike(_states(trainer, []), states)
+    assert model.calls == 0
+    assert [p.grad for p in model.parameters()] == [None] * 6
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_a_scripted_model_whose_copy_has_parameters_unknown_to_the_optimizer_is_looked_at_in_place() -> None:
+    trainer = small_trainer(model=torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))))
+    states = _states(trainer, [])
+    report = trainer.preflight(some_batches(3))
+    assert report.ok, str(report)
+    assert report["two runs give the same bits"].verdict == "not applicable"
+    assert_alike(_states(trainer, []), states)
+
+
+def test_a_lazy_model_stays_without_its_weights() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 1))
+    report = small_trainer(model=model).preflight(some_batches(3), some_batches(1, seed=1))
+    assert report.ok, str(report)
+    assert isinstance(next(model.parameters()), nn.UninitializedParameter)
+
+
+def test_a_step_that_holds_the_original_model_leaves_no_trace_in_it() -> None:
+    model = small_model().train()
+
+    def step(_: nn.Module, batch: Any) -> torch.Tensor:
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    trainer = small_trainer(model=model, step=step)
+    states = _states(trainer, [])
+    trainer.preflight(some_batches(3))
+    assert_alike(_states(trainer, []), states)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_step_that_changes_its_batch_does_not_change_the_data() -> None:
+    batches = some_batches(3)
+    before = copy.deepcopy(batches)
+
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        batch[0].mul_(2)
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    assert small_trainer(step=step).preflight(batches, batches[:1])["a training step runs"].verdict == "passed"
+    assert_alike(batches, before)
+
+
+def test_no_hook_is_called_and_no_metric_updated() -> None:
+    recorder, metric = HookRecorder(), Seen()
+    trainer = small_trainer(recorder, metrics={"seen": metric})
+    assert trainer.preflight(some_batches(3), some_batches(1, seed=1)).ok
+    assert recorder.hooks == []
+    assert metric.updates == 0
+
+
+class Seen:
+    updates = 0
+
+    def reset(self) -> None:
+        self.updates = 0
+
+    def update(self, predictions: torch.Tensor, targets: torch.Tensor) -> None:
+        self.updates += 1
+
+    def compute(self) -> float:
+        return 0.0
+
+
+def test_fit_with_a_preflight_trains_where_no_check_fails() -> None:
+    runs = []
+    for preflight in (False, True):
+        torch.manual_seed(2)
+        trainer, train, val = HEALTHY["two parts"]()
+        runs.append(Outcome(weights_of(trainer), trainer.fit(train, val, epochs=2, preflight=preflight)))
+    assert_same_run(*runs)
+
+
+def test_fit_with_a_preflight_raises_before_anything_is_done_where_a_check_fails() -> None:
+    recorder = HookRecorder()
+    model = small_model()
+    optimizer = torch.optim.SGD(list(model.parameters())[4:], lr=0.1)
+    trainer = Trainer(model, optimizer, nn.MSELoss(), callbacks=[recorder], device="cpu")
+    with pytest.raises(ConfigError, match=r"1 of 15 checks failed(?s:.*)SGD does not hold 4.*") as caught:
+        trainer.fit(some_batches(3), epochs=1, preflight=True)
+    assert "two runs give the same bits" in str(caught.value)
+    assert recorder.hooks == []
+    assert trainer.state.progress.fresh
+    assert trainer.fit(some_batches(3), epochs=1).stop_reason == "epochs"
+
+
+def test_a_run_that_goes_on_is_not_checked_again(tmp_path: Path) -> None:
+    def trainer() -> Trainer:
+        model = small_model()
+        optimizer = torch.optim.SGD(list(model.parameters())[4:], lr=0.1)
+        return Trainer(model, optimizer, nn.MSELoss(), callbacks=[Checkpoint(tmp_path / "saved")], device="cpu")
+
+    with pytest.raises(ConfigError):
+        trainer().fit(some_batches(3), epochs=1, resume="auto", preflight=True)  # there is nothing to go on from
+    first = trainer()
+    first.fit(some_batches(3), epochs=1)
+    assert first.fit(some_batches(3), epochs=2, preflight=True).progress.epoch == 2
+    assert trainer().fit(some_batches(3), epochs=3, resume="auto", preflight=True).progress.epoch == 3
+
+
+def test_a_preflight_within_a_fit_is_refused() -> None:
+    trainer = small_trainer(At(on_epoch_start=lambda state: trainer.preflight(some_batches(1))))
+    with pytest.raises(ConfigError, match="at work"):
+        trainer.fit(some_batches(2), epochs=1)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5])
+def test_the_number_of_steps_is_checked(steps: Any) -> None:
+    with pytest.raises(ConfigError, match="steps"):
+        small_trainer().preflight(some_batches(2), steps=steps)
+
+
+def test_data_that_is_no_loader_is_refused() -> None:
+    data: Any = TensorDataset(torch.randn(4, 3), torch.randn(4, 1))
+    with pytest.raises(ConfigError, match="dataset"):
+        small_trainer().preflight(data)
+
+
+def test_the_first_difference_names_step_and_layer() -> None:
+    trainer, train, val = FAULTS["noise of its own"].problem()
+    evidence = trainer.preflight(train, val)["two runs give the same bits"].evidence
+    assert evidence == "step 1: the output of second differs first"
+
+
+def test_the_table_is_aligned_and_names_cause_and_fix() -> None:
+    checks = (
+        Check("short", "passed", "well"),
+        Check("a longer name", "failed", "seen " * 30, "a cause", "a fix"),
+        Check("nothing", "not applicable", "no data"),
+    )
+    report = Preflight(checks)
+    lines = str(report).split("\n")
+    assert lines[0] == "short          passed          well"
+    assert lines[1].startswith("a longer name  failed          seen seen")
+    assert f"{' ' * 31}cause: a cause" in lines
+    assert f"{' ' * 31}fix: a fix" in lines
+    assert lines[-1] == "1 passed, 1 failed, 1 not applicable"
+    assert max(map(len, lines)) <= 120
+    assert report.failed == (checks[1],)
+    with pytest.raises(KeyError, match="a longer name"):
+        report["longer"]
+
+
+def test_the_copy_is_stepped_where_a_scheduler_has_wrapped_the_step_of_the_original() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=Schedule(scheduler, each="step"), device="cpu")
+    row = trainer.preflight(some_batches(3))["loss is finite"]
+    assert (row.verdict, row.cause) == ("failed", "the steps before have made it so")
+    assert scheduler.last_epoch == 0
