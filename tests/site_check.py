@@ -28,7 +28,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 PHONE = 390  # CSS pixels, the width of a usual phone
 READABLE = 4.5  # the contrast that WCAG asks of text
-PATIENCE = 10.0  # seconds that a search may take, and the theme's colours
+PATIENCE = 3.0  # seconds that a search may take, and the theme's colours
 SHOWN = (
     "",
     "start/",
@@ -166,45 +166,53 @@ class Check:
 
     def run(self) -> list[str]:
         """All of it; what was found to be wrong."""
-        # The theme remembers the colours that it has chosen, whether or not the reader has.
-        self._command("Page.addScriptToEvaluateOnNewDocument", source="try { localStorage.clear() } catch {}")
-        self.driver.get("about:blank")
-        self.driver.get_log("performance")  # of the page that the browser itself begins with
+        self._begin(dark=True)
         for page in addresses(self.site):
-            self.look_at(page)
+            self._load(page)
+            self._read(page)
+            self._colours(page, "slate")
+            self._shoot(page, "dark")
+            self._narrow(page)
+            self._listen(page)
         self.problems += broken_links(self.root, self.site, self.links, self.names)
         self._search("EarlyStopping")
         return self.problems
 
+    def run_in_the_light(self) -> list[str]:
+        """Some pages only: what has colours of its own has been seen in the dark."""
+        self._begin(dark=False)
+        for page in SHOWN:
+            if (self.site / page / "index.html").is_file():
+                self._load(page)
+                self._colours(page, "default")
+                self._shoot(page, "wide")
+                self._narrow(page)
+                self._shoot(page, "phone")
+                self._listen(page)
+        return self.problems
+
+    def _begin(self, *, dark: bool) -> None:
+        """Say what the reader likes, once: a browser that is told otherwise later on does not always follow."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._command("Emulation.setEmulatedMedia", features=[scheme])
+        self.driver.get("about:blank")
+        self.driver.get_log("performance")  # of the page that the browser itself begins with
+
     def _command(self, name: str, **arguments: object) -> None:
         self.driver.execute_cdp_cmd(name, arguments)
 
-    def look_at(self, page: str) -> None:
-        """One page, loaded in the dark and then narrowed; some of them in the light too, as they are to be seen."""
-        self._load(page, dark=True)
-        self._read(page)
-        self._colours(page, "slate")
-        self._shoot(page, "dark")
-        if page in SHOWN:
-            self._load(page)
-            self._colours(page, "default")
-            self._shoot(page, "wide")
-        self._become(width=PHONE)
-        if (width := self.driver.execute_script(_WIDTH)) > PHONE:
-            self.problems.append(f"{page}: is {width} pixels wide on a phone of {PHONE}")
-        self._shoot(page, "phone")
-        self._listen(page)
-
-    def _become(self, *, width: int = 1280, dark: bool = False) -> None:
-        """Another window, and another taste of the reader, which a page asks for when it is loaded."""
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._command("Emulation.setEmulatedMedia", features=[scheme])
+    def _window(self, width: int) -> None:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE}
         self._command("Emulation.setDeviceMetricsOverride", **size)
 
-    def _load(self, page: str, *, dark: bool = False) -> None:
-        self._become(dark=dark)
+    def _load(self, page: str) -> None:
+        self._window(1280)
         self.driver.get(f"{self.root}/{page}")
+
+    def _narrow(self, page: str) -> None:
+        self._window(PHONE)
+        if (width := self.driver.execute_script(_WIDTH)) > PHONE:
+            self.problems.append(f"{page}: is {width} pixels wide on a phone of {PHONE}")
 
     def _listen(self, page: str) -> None:
         for entry in self.driver.get_log("browser"):
@@ -257,8 +265,11 @@ def requested(entries: Sequence[Mapping[str, str]]) -> list[str]:
 
 def check(site: Path, screenshots: Path | None = None) -> list[str]:
     """What is wrong with the built site in this folder."""
-    with served(site) as root, browser() as driver:
-        return Check(driver, site, root, screenshots).run()
+    with served(site) as root:
+        with browser() as driver:
+            problems = Check(driver, site, root, screenshots).run()
+        with browser() as driver:
+            return problems + Check(driver, site, root, screenshots).run_in_the_light()
 
 
 def main() -> int:
