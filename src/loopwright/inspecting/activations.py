@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,16 +20,17 @@ class Activations:
 
     Args:
         model: The model.
+
+    Attributes:
+        modules: The model's, by name, as they were when this was made.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
         self._handles: list[RemovableHandle] = []
         self._shares: list[tuple[str, Tensor]] = []
         self._turns: dict[str, int] = {}
-        self._bounded = [
-            (name, m) for name, m in model.named_modules() if isinstance(m, (nn.Tanh, nn.Sigmoid, nn.RNNBase))
-        ]
+        self.modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._bounded = [(n, m) for n, m in self.modules.items() if isinstance(m, (nn.Tanh, nn.Sigmoid, nn.RNNBase))]
 
     @property
     def wanted(self) -> bool:
@@ -47,15 +48,15 @@ class Activations:
         Args:
             turns: Whether to note the order in which layers are called, too.
         """
-        if self._handles or not (turns or self._bounded) or _compiled(self._model):
+        if self._handles or not (turns or self._bounded) or _compiled(self.modules):
             return
         self._shares = []
         bounded = dict(self._bounded)
         for name, module in self._bounded:
             self._handles.append(module.register_forward_hook(self._measure(name)))
         if turns:
-            for name, module in self._model.named_modules():
-                if name in bounded or next(module.parameters(recurse=False), None) is not None:
+            for name, module in self.modules.items():
+                if name in bounded or any(p is not None for p in module._parameters.values()):
                     self._handles.append(module.register_forward_pre_hook(self._note(name)))
 
     def _measure(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -92,6 +93,6 @@ class Activations:
         self._handles = []
 
 
-def _compiled(model: nn.Module) -> bool:
+def _compiled(modules: Mapping[str, nn.Module]) -> bool:
     """Whether hooks would be compiled in, or be the reason to compile anew."""
-    return any(module._compiled_call_impl is not None for module in model.modules())
+    return any(module._compiled_call_impl is not None for module in modules.values())

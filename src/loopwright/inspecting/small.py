@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -34,8 +35,8 @@ class Small:
         self._sizes = [p.size for p in parameters]
         self._size = sum(self._sizes)
         self._tensors = list(tensors)
-        place = torch.repeat_interleave(torch.arange(len(tensors)), torch.tensor(self._sizes))
-        self._belongs = torch.nn.functional.one_hot(place, len(tensors)).to(tensors[0])
+        each = torch.eye(len(tensors), dtype=tensors[0].dtype)
+        self._belongs = each.repeat_interleave(torch.tensor(self._sizes), 0)
         self._weights: list[Tensor] = []
         self._places: list[int] = []
         self._held: list[Tensor] | None = None
@@ -82,7 +83,7 @@ class Small:
             if any(a.shape != b.shape for a, b in zip(gradients, held, strict=True)):
                 held = None
         # Where gradients are cleared by filling them with zeros, those of the step before are gone.
-        self._alone = held is None or any(map(_same, gradients, held))
+        self._alone = held is None or any(map(operator.is_, gradients, held))
         self._before = _flatten([*gradients, *(gradients if held is None or self._alone else held), *self._current()])
         return True
 
@@ -95,11 +96,10 @@ class Small:
         """The columns of an inspection; None where nothing is pending."""
         if self._before is None:
             return None
-        before, self._before = self._before.view(3, -1), None
-        changed = _flatten(self._current()) - before[2]
-        rows = torch.cat((before.view(-1), changed)).view(4, -1)
-        products = (rows[:, None] * rows).view(16, -1) @ self._belongs
-        sums: list[list[float]] = products.tolist()
+        rows = _flatten([self._before, *self._current()]).view(4, -1)
+        self._before = None
+        rows[3].sub_(rows[2])  # the change
+        sums: list[list[float]] = (rows.unsqueeze(1) * rows).view(16, -1).mm(self._belongs).tolist()
         grad, dot, then, weight, update = sums[0], sums[1], sums[5], sums[10], sums[15]
         count = len(self._sizes)
         blank = [0.0] * count
@@ -131,10 +131,6 @@ class Small:
             found.append(float(values[start : start + size].count(0.0)))
             start += size
         return found
-
-
-def _same(one: object, other: object) -> bool:
-    return one is other
 
 
 def small_of(parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> Small | None:
