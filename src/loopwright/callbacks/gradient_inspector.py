@@ -60,8 +60,8 @@ class GradientInspector(Callback[Any]):
     changes nothing.
 
     Args:
-        every: How often to inspect. The steps 1, 4 and 16 are inspected as well, and a run whose length is known
-            gets four inspections at least. With ``epochs`` it is the second step of every so many epochs.
+        every: How often to inspect. The first step is inspected as well; a run that is known to be too short for
+            four inspections gets four, and there, or where the length is not known, the steps 4 and 16 too. With ``epochs`` it is the second step of every so many epochs.
         layers: At most so many layers are logged, evenly spread over the depth. All are measured and judged.
         histograms: Something that draws histograms of the gradients and weights of these layers, such as the
             ``TensorBoardLogger`` in the same list.
@@ -374,7 +374,6 @@ def _names(record: Record, most: int) -> dict[str, _Named]:
         names = (f"grad/{name}/norm", f"grad/{name}/cosine", f"weight/{name}/norm", f"update/{name}/ratio")
         shares = f"grad/{name}/zero", f"grad/{name}/nonfinite", f"grad/{name}/dead"
         if layer in logged:
-            for metric in (*names, *shares):
-                check_name(metric)
+            check_name(shares[1])  # the longest
         named[layer] = places, sizes, names, shares if layer in logged else None
     return named

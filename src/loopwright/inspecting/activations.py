@@ -55,9 +55,9 @@ class Activations:
         for name, module in self._bounded:
             self._handles.append(module.register_forward_hook(self._measure(name)))
         if turns:
-            for name, module in self.modules.items():
-                if name in bounded or any(p is not None for p in module._parameters.values()):
-                    self._handles.append(module.register_forward_pre_hook(self._note(name)))
+            for name, each in self.modules.items():
+                if name in bounded or any(p is not None for p in each._parameters.values()):
+                    self._handles.append(each.register_forward_pre_hook(self._note(name)))
 
     def _measure(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
