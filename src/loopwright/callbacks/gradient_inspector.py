@@ -61,7 +61,8 @@ class GradientInspector(Callback[Any]):
 
     Args:
         every: How often to inspect. The first step is inspected as well; a run that is known to be too short for
-            four inspections gets four, and there, or where the length is not known, the steps 4 and 16 too. With ``epochs`` it is the second step of every so many epochs.
+            four inspections gets four, and there, or where the length is not known, the steps 4 and 16 too.
+            With ``epochs`` it is the second step of every so many epochs.
         layers: At most so many layers are logged, evenly spread over the depth. All are measured and judged.
         histograms: Something that draws histograms of the gradients and weights of these layers, such as the
             ``TensorBoardLogger`` in the same list.
