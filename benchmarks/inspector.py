@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,11 +104,16 @@ def as_table(reports: Iterable[Mapping[str, Any]]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, help="how often each case is timed (default: each case's own number)")
     parser.add_argument("--quick", action="store_true", help="two rounds of an epoch: they show bits, not times")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the table there, for a page")
     options = parser.parse_args(arguments)
-    cases = [Measured(replace(m.case.shortened()), 2) for m in CASES] if options.quick else CASES
+    if options.rounds is not None and options.rounds < 2:
+        parser.error("--rounds must be at least 2: a spread needs two values")
+    cases = [Measured(m.case, options.rounds or m.rounds) for m in CASES]
+    if options.quick:
+        cases = [Measured(m.case.shortened(), 2) for m in CASES]
 
     torch.set_num_threads(1)
     os.environ.update(TQDM_DISABLE="1")

@@ -185,6 +185,15 @@ class Metrics(Mapping[str, float]):
         self._values, self._marks, self._mark = dict(state["values"]), dict(state["marks"]), state["mark"]
         self._held = _NOTHING
 
+    def record_all(self, values: Mapping[str, float]) -> None:
+        """Store the newest values of names that are known to be good, in this order."""
+        if self._held:
+            self._let_go()
+        mark = self._mark
+        self._mark = mark + len(values)
+        self._marks.update(zip(values, range(mark + 1, self._mark + 1), strict=True))
+        self._values.update(values)
+
     def record(self, name: str, value: float | Tensor) -> None:
         """Store the newest value of a name that is known to be good. Callbacks call ``State.log``."""
         if self._held:

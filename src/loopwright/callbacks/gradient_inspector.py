@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from loopwright.inspecting.inspection import Inspection
     from loopwright.state import Plan, State
 
-_EARLY = (1, 4, 16)  # steps that are inspected whatever the cadence: what is wrong at the start shows there
+_FIRST = (1,)  # inspected whatever the cadence: the rules look at how a run began
+_EARLY = (1, 4, 16)  # the same where the run may be over before the cadence has come round a few times
 _AT_LEAST = 4  # inspections after the early ones, where the length of the run is known
 _NEVER = 2**62
 
@@ -59,8 +60,9 @@ class GradientInspector(Callback[Any]):
     changes nothing.
 
     Args:
-        every: How often to inspect. The steps 1, 4 and 16 are inspected as well, and a run whose length is known
-            gets four inspections at least. With ``epochs`` it is the second step of every so many epochs.
+        every: How often to inspect. The first step is inspected as well; a run that is known to be too short for
+            four inspections gets four, and there, or where the length is not known, the steps 4 and 16 too.
+            With ``epochs`` it is the second step of every so many epochs.
         layers: At most so many layers are logged, evenly spread over the depth. All are measured and judged.
         histograms: Something that draws histograms of the gradients and weights of these layers, such as the
             ``TensorBoardLogger`` in the same list.
@@ -111,6 +113,7 @@ class GradientInspector(Callback[Any]):
         self._seen: set[str] = set()  # names that are logged once there is something to say
         self._named: dict[str, _Named] = {}
         self._cadence = self._chosen = 0
+        self._early: tuple[int, ...] = _EARLY
         self._set_next(_NEVER)
 
     def _set_next(self, step: int) -> None:
@@ -166,13 +169,15 @@ class GradientInspector(Callback[Any]):
         if state.progress.fresh:
             self._forget()
         self._died, self._fitting = False, True
-        self._cadence = _cadence(self.every, state.plan)
+        self._cadence, self._early = _cadence(self.every, state.plan)
         self._set_next(self._due_after(state.progress.step))
 
     def _due_after(self, step: int) -> int:
-        due = next((s for s in _EARLY if s > step), _NEVER)
-        if self._cadence:
-            due = min(due, (step // self._cadence + 1) * self._cadence)
+        due = (step // self._cadence + 1) * self._cadence if self._cadence else _NEVER
+        for early in self._early:
+            if step < early < due:
+                due = early
+                break
         return min(due, self._chosen) if self._chosen > step else due
 
     def on_epoch_start(self, state: State) -> None:
@@ -230,8 +235,7 @@ class GradientInspector(Callback[Any]):
     def _log(self, state: State, inspection: Inspection) -> None:
         if not self._named:
             self._named = _names(self._record, self.layers)
-        log = state.log
-        log("grad/norm", inspection.total)
+        values = {"grad/norm": inspection.total}
         changed = weights = 0.0
         for places, sizes, names, shares in self._named.values():
             numbers = layer_numbers(inspection, places, sizes)
@@ -240,25 +244,22 @@ class GradientInspector(Callback[Any]):
             if shares is None:
                 continue
             if numbers.grad != MISSING:
-                log(names[0], numbers.grad)
+                values[names[0]] = numbers.grad
             if numbers.cosine == numbers.cosine:
-                log(names[1], numbers.cosine)
-            log(names[2], numbers.weight)
+                values[names[1]] = numbers.cosine
+            values[names[2]] = numbers.weight
             if (ratio := numbers.ratio) == ratio:
-                log(names[3], ratio)
+                values[names[3]] = ratio
             if numbers.zero or numbers.bad or self._seen:
                 for name, share in zip(shares, (numbers.zero, numbers.bad, self._dead(places)), strict=True):
-                    self._log_when_seen(state, name, share)
+                    if share or name in self._seen:  # logged from the first time on at which it is not zero
+                        self._seen.add(name)
+                        values[name] = share
         if weights:
-            log("update/ratio", math.sqrt(changed / weights))
+            values["update/ratio"] = math.sqrt(changed / weights)
+        state.metrics.record_all(values)
         if self.histograms is not None:
             self._draw(state)
-
-    def _log_when_seen(self, state: State, name: str, share: float) -> None:
-        """Log a share from the first time on at which it is not zero."""
-        if share or name in self._seen:
-            self._seen.add(name)
-            state.log(name, share)
 
     def _dead(self, places: list[int]) -> float:
         """The share of a layer's units whose gradient is zero, where it is half of them or more."""
@@ -340,14 +341,18 @@ class GradientInspector(Callback[Any]):
         self._probe = None
 
 
-def _cadence(every: Every, plan: Plan) -> int:
-    """The steps from one inspection to the next; 0 where epochs are counted."""
+def _cadence(every: Every, plan: Plan) -> tuple[int, tuple[int, ...]]:
+    """The steps from one inspection to the next, 0 where epochs are counted, and those inspected beside them."""
     if every.steps is None:
-        return 0
+        return 0, _EARLY
     length = plan.steps or math.inf
     if plan.epochs is not None and plan.batches is not None:
         length = min(length, plan.epochs * math.ceil(plan.batches / plan.accumulate))
-    return every.steps if length == math.inf else max(1, min(every.steps, int(length) // _AT_LEAST))
+    if length == math.inf:
+        return every.steps, _EARLY
+    if length >= _AT_LEAST * every.steps:
+        return every.steps, _FIRST
+    return max(1, int(length) // _AT_LEAST), _EARLY
 
 
 def _clean(name: str) -> str:
@@ -373,5 +378,7 @@ def _names(record: Record, most: int) -> dict[str, _Named]:
         sizes = [parameters[i].size for i in places]
         names = (f"grad/{name}/norm", f"grad/{name}/cosine", f"weight/{name}/norm", f"update/{name}/ratio")
         shares = f"grad/{name}/zero", f"grad/{name}/nonfinite", f"grad/{name}/dead"
+        if layer in logged:
+            check_name(shares[1])  # the longest
         named[layer] = places, sizes, names, shares if layer in logged else None
     return named

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,16 +20,17 @@ class Activations:
 
     Args:
         model: The model.
+
+    Attributes:
+        modules: The model's, by name, as they were when this was made.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
         self._handles: list[RemovableHandle] = []
         self._shares: list[tuple[str, Tensor]] = []
         self._turns: dict[str, int] = {}
-        self._bounded = [
-            (name, m) for name, m in model.named_modules() if isinstance(m, (nn.Tanh, nn.Sigmoid, nn.RNNBase))
-        ]
+        self.modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._bounded = [(n, m) for n, m in self.modules.items() if isinstance(m, (nn.Tanh, nn.Sigmoid, nn.RNNBase))]
 
     @property
     def wanted(self) -> bool:
@@ -47,7 +48,7 @@ class Activations:
         Args:
             turns: Whether to note the order in which layers are called, too.
         """
-        if self._handles or not (turns or self._bounded) or _compiled(self._model):
+        if self._handles or not (turns or self._bounded) or _compiled(self.modules):
             return
         self._shares = []
         bounded = dict(self._bounded)
@@ -56,11 +57,10 @@ class Activations:
                 continue
             self._handles.append(module.register_forward_hook(self._measure(name)))
         if turns:
-            for name, module in self._model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue
-                if name in bounded or next(module.parameters(recurse=False), None) is not None:
-                    self._handles.append(module.register_forward_pre_hook(self._note(name)))
+            for name, each in self.modules.items():
+                scripted = isinstance(each, torch.jit.ScriptModule)
+                if not scripted and (name in bounded or any(p is not None for p in each._parameters.values())):
+                    self._handles.append(each.register_forward_pre_hook(self._note(name)))
 
     def _measure(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -96,6 +96,6 @@ class Activations:
         self._handles = []
 
 
-def _compiled(model: nn.Module) -> bool:
+def _compiled(modules: Mapping[str, nn.Module]) -> bool:
     """Whether hooks would be compiled in, or be the reason to compile anew."""
-    return any(module._compiled_call_impl is not None for module in model.modules())
+    return any(module._compiled_call_impl is not None for module in modules.values())

@@ -58,7 +58,7 @@ class Finding:
         return f"{self.rule} in {self.layer if self.layer == MODEL else f'layer {self.layer}'}"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Layer:
     """One layer, over all inspections of the record.
 
@@ -67,22 +67,20 @@ class Layer:
         kind: Its class.
         parameters: Its parameters.
         numbers: What was measured, inspection by inspection.
-        signal: The mean size of a gradient element of its vectors (biases), or ``MISSING``: how strong the error is
-            that arrives here, whatever the layer's inputs.
+        places: Those of its parameters in the inspections.
         dead: The share of its units whose gradient was zero in each of the last three inspections.
+        recent: The newest of the numbers.
+        held: The parameters that require a gradient and are in the optimizer.
     """
 
     name: str
     kind: str
     parameters: tuple[Parameter, ...]
     numbers: tuple[LayerNumbers, ...]
-    signal: tuple[float, ...]
+    places: tuple[int, ...]
     dead: float
-
-    @property
-    def recent(self) -> tuple[LayerNumbers, ...]:
-        """The numbers of the newest inspections."""
-        return self.numbers[-_RECENT:]
+    recent: tuple[LayerNumbers, ...]
+    held: tuple[Parameter, ...]
 
     @property
     def size(self) -> int:
@@ -93,11 +91,6 @@ class Layer:
     def matrix(self) -> bool:
         """Whether it mixes its inputs: it has a weight of two dimensions or more, and is no table of embeddings."""
         return any(p.matrix for p in self.parameters) and not self.kind.startswith("Embedding")
-
-    @property
-    def held(self) -> tuple[Parameter, ...]:
-        """The parameters that require a gradient and are in the optimizer."""
-        return tuple(p for p in self.parameters if p.trainable and p.group >= 0)
 
 
 @dataclass(frozen=True)
@@ -121,6 +114,14 @@ class Evidence:
         """The newest inspections."""
         return self.inspections[-_RECENT:]
 
+    def signal(self, layer: Layer) -> list[float]:
+        """The mean size of a gradient element of a layer's vectors (biases), or ``MISSING``, at each inspection.
+
+        It says how strong the error is that arrives there, whatever the layer's inputs.
+        """
+        vectors = [i for i in layer.places if not self.parameters[i].matrix]
+        return [_signal(one, vectors, self.parameters) for one in self.inspections]
+
     def persists(self, flags: Iterable[bool]) -> bool:
         """Whether something was so in three of four inspections, and in three at least.
 
@@ -138,15 +139,17 @@ def evidence_of(record: Record, *, died: bool = False) -> Evidence:
     for name, places in layers_of(parameters).items():
         own = tuple(parameters[i] for i in places)
         sizes = [p.size for p in own]
-        vectors = [i for i in places if not parameters[i].matrix]
+        numbers = tuple([layer_numbers(one, places, sizes) for one in inspections])
         layers.append(
             Layer(
                 name=name,
                 kind=own[0].kind,
                 parameters=own,
-                numbers=tuple(layer_numbers(one, places, sizes) for one in inspections),
-                signal=tuple(_signal(one, vectors, parameters) for one in inspections),
-                dead=_dead(record, own),
+                numbers=numbers,
+                places=tuple(places),
+                dead=_dead(record, own) if record.quiet else 0.0,
+                recent=numbers[-_RECENT:],
+                held=tuple([p for p in own if p.trainable and p.group >= 0]),
             )
         )
     return Evidence(tuple(layers), tuple(inspections), tuple(parameters), died)

@@ -17,7 +17,7 @@ MISSING = -1.0  # in place of a norm: there was no gradient, or no update was ma
 _FIRST, _NEWEST, _MOST = 8, 24, 64  # inspections that are kept: the first, the newest, and in all
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which would make each one cost three times as much
 class Parameter:
     """What is known of a parameter beside its numbers.
 
@@ -46,7 +46,7 @@ class Parameter:
     fresh: bool
 
 
-@dataclass(slots=True)  # not frozen, which would make each one cost three times as much
+@dataclass(slots=True)
 class Inspection:
     """The numbers of one inspected step: for each parameter, by its place in the record.
 
@@ -135,6 +135,7 @@ class Record:
         self.inspections: list[Inspection] = []
         self.quiet: dict[str, Tensor] = {}
         self.count: int = 0
+        self._known: Sequence[Parameter] = ()  # the list whose places are the record's own
 
     def add(self, parameters: Sequence[Parameter], inspection: Inspection) -> None:
         """Take in one inspection of these parameters.
@@ -143,9 +144,12 @@ class Record:
             parameters: In the order of the inspection's numbers.
             inspection: Its numbers.
         """
-        if [p.name for p in parameters] != [p.name for p in self.parameters]:
-            parameters, inspection = self._placed(parameters, inspection)
-        self.parameters = list(parameters)
+        if parameters is not self._known:
+            if [p.name for p in parameters] == [p.name for p in self.parameters]:
+                self._known, self.parameters = parameters, list(parameters)
+            else:
+                self.parameters, inspection = self._placed(parameters, inspection)
+                self._known = ()
         if self.inspections and self.inspections[-1].step == inspection.step:  # that attempt was skipped
             attempts = self.inspections.pop().attempts + 1
             inspection = replace(inspection, attempts=attempts)

@@ -63,8 +63,10 @@ def draw(evidence: Evidence, findings: Sequence[Finding], path: str | os.PathLik
     wrong = {name for finding in findings for name in (finding.layer, *finding.others)}
     grows = any(finding.rule == "exploding" for finding in findings)
     left, right = figure.subplots(1, 2, width_ratios=[1.1, 1.0])
-    _flow(left, layers, [one.step for one in evidence.inspections], wrong, colormaps["Blues"], grows=grows)
-    _ratios(right, layers, [one.step for one in evidence.inspections], wrong, colormaps["viridis"])
+    signals = [evidence.signal(layer)[0] for layer in layers]
+    steps = [one.step for one in evidence.inspections]
+    _flow(left, layers, steps, wrong, colormaps["Blues"], signals=signals if grows else [])
+    _ratios(right, layers, steps, wrong, colormaps["viridis"])
     figure.supxlabel(said, x=0.01, ha="left", fontsize=9, color=_WRONG if findings else "#3f9b57", parse_math=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -79,7 +81,13 @@ def _said(findings: Sequence[Finding]) -> str:
 
 
 def _flow(
-    ax: Axes, layers: Sequence[Layer], steps: Sequence[int], wrong: set[str], colors: Colormap, *, grows: bool
+    ax: Axes,
+    layers: Sequence[Layer],
+    steps: Sequence[int],
+    wrong: set[str],
+    colors: Colormap,
+    *,
+    signals: Sequence[float],
 ) -> None:
     """The gradient's norm by depth, a line for each of some inspections, the newest the darkest."""
     count = len(steps)
@@ -101,8 +109,8 @@ def _flow(
             transform=ax.get_xaxis_transform(),
             label="none, zero or not finite",
         )
-    arriving = [_positive(la.signal[0]) for la in layers]
-    if grows and sum(not math.isnan(size) for size in arriving) > 1:
+    arriving = [_positive(size) for size in signals]
+    if sum(not math.isnan(size) for size in arriving) > 1:
         label = f"one bias's share, step {steps[0]}"
         ax.plot(places, arriving, "s:", color=_WRONG, markersize=3.5, linewidth=1.5, label=label)
     for i, layer in enumerate(layers):

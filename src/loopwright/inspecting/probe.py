@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from loopwright.inspecting.activations import Activations
 from loopwright.inspecting.inspection import COLUMNS, MISSING, Inspection, Parameter
-from loopwright.inspecting.small import small_of
+from loopwright.inspecting.small import Small, small_of
 from loopwright.weights import plain_module
 
 if TYPE_CHECKING:
@@ -44,46 +44,50 @@ class Probe:
         self.turns: dict[str, int] = turns
         self._earlier: dict[str, Tensor] = dict(earlier or {})
         self.activations: Activations = Activations(self._model)
-        self._looks = 0
+        self._looks = 0  # while it is 0, what there is to be measured is not listed
+        self.parameters: list[Parameter] = []
+        self.tensors: _Tensors = []
+        self._small: Small | None = None
         self._pending: list[tuple[str, int, Tensor]] = []  # column, place, one number on its device
         self._weights: _Tensors = []
         self._clipped = False
-        self._look()
 
     def _look(self) -> None:
         """List what there is to be measured."""
         groups = {id(p): i for i, group in enumerate(self._optimizer.param_groups) for p in group["params"]}
-        modules = dict(self._model.named_modules())
+        modules = dict(self._model.named_modules()) if self._looks else self.activations.modules
         root = type(self._model).__name__
-        names = dict.fromkeys(modules)
-        while root in names:
+        while root in modules:
             root += "_"
-        self.parameters: list[Parameter] = []
-        self.tensors: _Tensors = []
-        for name, tensor in self._model.named_parameters():
-            if isinstance(tensor, nn.parameter.UninitializedParameter) or not tensor.numel():
-                continue
-            layer, _, own = name.rpartition(".")
-            module = modules[layer]
-            # A unit that is off passes nothing to its bias; to its weights, its inputs may be what is zero.
-            unit = isinstance(module, _UNITS) and own == ("weight" if module.bias is None else "bias")
-            parameter = Parameter(
-                name=name,
-                layer=layer or root,
-                kind=type(module).__name__,
-                size=tensor.numel() * (2 if tensor.is_complex() else 1),
-                units=len(tensor) if unit else 0,
-                matrix=tensor.ndim > 1,
-                trainable=tensor.requires_grad,
-                group=groups.get(id(tensor), -1),
-                turn=self.turns.get(layer, -1),
-                fresh=_untrained(module),
-            )
-            self.parameters.append(parameter)
-            self.tensors.append(tensor)
-        self._held = len(groups)
-        self._count = sum(1 for _ in self._model.parameters())
-        self._needed = [tensor.requires_grad for tensor in self.tensors]
+        self.parameters, self.tensors = [], []
+        seen: set[int] = set()
+        # In the order of named_parameters(), which would walk through the modules once more.
+        for layer, module in modules.items():
+            for own, tensor in module._parameters.items():
+                if tensor is None or id(tensor) in seen:
+                    continue
+                seen.add(id(tensor))
+                if isinstance(tensor, nn.parameter.UninitializedParameter) or not tensor.numel():
+                    continue
+                # A unit that is off passes nothing to its bias; to its weights, its inputs may be what is zero.
+                unit = isinstance(module, _UNITS) and own == ("weight" if module.bias is None else "bias")
+                parameter = Parameter(
+                    name=f"{layer}.{own}" if layer else own,
+                    layer=layer or root,
+                    kind=type(module).__name__,
+                    size=tensor.numel() * (2 if tensor.is_complex() else 1),
+                    units=len(tensor) if unit else 0,
+                    matrix=tensor.ndim > 1,
+                    trainable=tensor.requires_grad,
+                    group=groups.get(id(tensor), -1),
+                    turn=self.turns.get(layer, -1),
+                    fresh=_untrained(module),
+                )
+                self.parameters.append(parameter)
+                self.tensors.append(tensor)
+        self._looks = self._looks or 1
+        self._held, self._count = len(groups), len(seen)
+        self._needed = [p.trainable for p in self.parameters]
         self._steered = [i for i, p in enumerate(self.parameters) if p.group >= 0 and p.trainable]
         self._layers = [i for i, p in enumerate(self.parameters) if p.units]
         self._trained = [i for i, p in enumerate(self.parameters) if p.trainable]
@@ -92,15 +96,16 @@ class Probe:
     def _has_changed(self) -> bool:
         """Whether something was added, frozen or thawed; of the model's own size every few times only."""
         self._looks += 1
-        if sum(len(group["params"]) for group in self._optimizer.param_groups) != self._held:
+        if sum([len(group["params"]) for group in self._optimizer.param_groups]) != self._held:
             return True
         if [tensor.requires_grad for tensor in self.tensors] != self._needed:
             return True
-        count = sum(1 for _ in self._model.parameters()) if self._looks < 4 or self._looks % 8 == 0 else self._count
-        return count != self._count
+        return self._looks % 4 == 3 and sum(1 for _ in self._model.parameters()) != self._count
 
     def remember(self) -> None:
         """Keep a sample of the present gradients, for the step after this one."""
+        if not self._looks:
+            self._look()
         self._earlier = {}
         if self._small is not None and self._small.remember():
             return
@@ -118,7 +123,7 @@ class Probe:
         Args:
             clipped: Whether the gradients may be changed before the step: what is not finite has to be counted now.
         """
-        if self.activations.has_turns or self._has_changed():
+        if not self._looks or self.activations.has_turns or self._has_changed():
             self.turns |= self.activations.take_turns()
             kept = self.earlier()
             self._look()
@@ -185,17 +190,19 @@ class Probe:
             shares = [(name, share) for name, share in shares if not self._is_output(name)]
         found = None if self._small is None else self._small.after(made=made)
         if found is not None:
-            table, read = self._spread(found), [float(share) for _, share in shares]  # of the CPU
+            table = found if len(self._trained) == len(self.parameters) else self._spread(found)
+            read = [float(share) for _, share in shares]  # of the CPU
         else:
             with torch.no_grad():
                 table, read = self._read_pending([share for _, share in shares], made=made)
+        norms = table["grad"]
         return Inspection(
             step=step,
             **table,  # type: ignore[arg-type]  # eight lists of floats
             rates=[float(group.get("lr", 0.0)) for group in self._optimizer.param_groups],
             saturated=_means([(name, value) for (name, _), value in zip(shares, read, strict=True)]) if shares else {},
             clip_norm=clip_norm,
-            total=math.sqrt(sum([table["grad"][i] ** 2 for i in self._steered if table["grad"][i] != MISSING])),
+            total=math.sqrt(sum([norms[i] ** 2 for i in self._steered if norms[i] != MISSING])),
         )
 
     def _blank(self) -> dict[str, list[float]]:
@@ -204,8 +211,6 @@ class Probe:
 
     def _spread(self, found: dict[str, list[float]]) -> dict[str, list[float]]:
         """The numbers of the trainable parameters at their places."""
-        if len(self._trained) == len(self.parameters):
-            return found
         table = self._blank()
         for column, values in found.items():
             for place, value in zip(self._trained, values, strict=True):
@@ -250,7 +255,9 @@ class Probe:
             inspection: The newest one, whose gradients are still there.
             quiet: What this returned for the one before.
         """
-        found = {}
+        found: dict[str, Tensor] = {}
+        if not any(inspection.zeros):
+            return found
         for i in self._layers:
             parameter, tensor = self.parameters[i], self.tensors[i]
             if inspection.zeros[i] >= 0.5 * parameter.size and _dense(tensor):

@@ -31,7 +31,7 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
     # With weights too large, inputs grow as the error shrinks, and only the biases' gradient shows the error alone.
     kinds: dict[str, list[Sequence[float]]] = {
         "gradient": [[n.grad for n in la.numbers] for la in layers],
-        "biases' gradient": [la.signal for la in layers],
+        "biases' gradient": [evidence.signal(la) for la in layers],
     }
     for what, series in kinds.items():
         growth = [-_trend([row[t] for row in series]) for t in range(len(evidence.inspections))]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import TypeAlias
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from loopwright.inspecting.inspection import MISSING, Parameter
 
 _SMALL = 2**14  # elements in all
-_COUNTED = 2**10  # elements that are counted in python, which is quicker than a call that torch has not made lately
+_COUNTED = 2**8  # elements that are computed with in python, which is quicker than calls that torch has not made lately
 
 _flatten: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors  # in one call
 _Columns: TypeAlias = dict[str, list[float]]
@@ -22,7 +24,8 @@ class Small:
     """All trainable parameters as one vector.
 
     With the gradient, that of the step before, the weights and their change as the rows of a matrix, all products of
-    two rows are one multiplication, and their sums over each parameter another, by ones and zeros.
+    two rows are one multiplication, and their sums over each parameter another, by ones and zeros. Of a tiny model
+    the rows are lists of floats: one operation of torch that was not called lately takes longer.
 
     Args:
         parameters: What is known of them.
@@ -34,8 +37,12 @@ class Small:
         self._sizes = [p.size for p in parameters]
         self._size = sum(self._sizes)
         self._tensors = list(tensors)
-        place = torch.repeat_interleave(torch.arange(len(tensors)), torch.tensor(self._sizes))
-        self._belongs = torch.nn.functional.one_hot(place, len(tensors)).to(tensors[0])
+        ends = list(accumulate(self._sizes))
+        self._slices = list(map(slice, [0, *ends], ends))
+        self._belongs: Tensor | None = None
+        if self._size > _COUNTED:
+            each = torch.eye(len(tensors), dtype=tensors[0].dtype)
+            self._belongs = each.repeat_interleave(torch.tensor(self._sizes), 0)
         self._weights: list[Tensor] = []
         self._places: list[int] = []
         self._held: list[Tensor] | None = None
@@ -82,7 +89,7 @@ class Small:
             if any(a.shape != b.shape for a, b in zip(gradients, held, strict=True)):
                 held = None
         # Where gradients are cleared by filling them with zeros, those of the step before are gone.
-        self._alone = held is None or any(map(_same, gradients, held))
+        self._alone = held is None or any(map(operator.is_, gradients, held))
         self._before = _flatten([*gradients, *(gradients if held is None or self._alone else held), *self._current()])
         return True
 
@@ -95,17 +102,25 @@ class Small:
         """The columns of an inspection; None where nothing is pending."""
         if self._before is None:
             return None
-        before, self._before = self._before.view(3, -1), None
-        changed = _flatten(self._current()) - before[2]
-        rows = torch.cat((before.view(-1), changed)).view(4, -1)
-        products = (rows[:, None] * rows).view(16, -1) @ self._belongs
-        sums: list[list[float]] = products.tolist()
-        grad, dot, then, weight, update = sums[0], sums[1], sums[5], sums[10], sums[15]
+        rows = _flatten([self._before, *self._current()]).view(4, -1)
+        self._before = None
+        if self._belongs is None:
+            g, h, w, v = rows.tolist()
+            u = list(map(operator.sub, v, w))
+            grad, dot, then, weight, update = map(self._sums, (g, g, h, w, u), (g, h, h, w, u))
+            zeros = [float(g[own].count(0.0)) for own in self._slices]
+        else:
+            rows[3].sub_(rows[2])  # the change
+            sums: list[list[float]] = (rows.unsqueeze(1) * rows).view(16, -1).mm(self._belongs).tolist()
+            grad, dot, then, weight, update = sums[0], sums[1], sums[5], sums[10], sums[15]
+            zeros = (rows[0] == 0).to(rows.dtype).unsqueeze(0).mm(self._belongs)[0].tolist()
         count = len(self._sizes)
         blank = [0.0] * count
         bad = blank
         if not math.isfinite(sum(grad) + sum(then) + sum(weight) + sum(update)):
             # One product with NaN is NaN in every sum: each parameter for itself, and in a wider format.
+            if self._belongs is None:
+                rows[3].sub_(rows[2])
             own = torch.split(rows.double(), self._sizes, 1)
             grad, then, weight, update = ([float(r[k].square().sum()) for r in own] for k in range(4))
             dot = [float(r[0].dot(r[1])) for r in own]
@@ -114,27 +129,17 @@ class Small:
             "grad": list(map(math.sqrt, grad)),
             "weight": list(map(math.sqrt, weight)),
             "update": list(map(math.sqrt, update)) if made else [MISSING] * count,
-            "zeros": self._zeros(rows[0]),
+            "zeros": zeros,
             "bad": bad,
             "dot": blank if self._alone else dot,
             "now": blank if self._alone else grad,
             "then": blank if self._alone else then,
         }
 
-    def _zeros(self, gradient: Tensor) -> list[float]:
-        if self._size > _COUNTED:
-            return ((gradient == 0).to(gradient.dtype) @ self._belongs).tolist()
-        values, found, start = gradient.tolist(), [], 0
-        if not values.count(0.0):
-            return [0.0] * len(self._sizes)
-        for size in self._sizes:
-            found.append(float(values[start : start + size].count(0.0)))
-            start += size
-        return found
-
-
-def _same(one: object, other: object) -> bool:
-    return one is other
+    def _sums(self, one: list[float], other: list[float]) -> list[float]:
+        """The sums of their products over each parameter."""
+        products = list(map(operator.mul, one, other))
+        return [sum(products[own]) for own in self._slices]
 
 
 def small_of(parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> Small | None:
