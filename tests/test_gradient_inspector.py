@@ -395,3 +395,36 @@ def test_scripted_modules_are_inspected_without_hooks() -> None:
     )
     trainer.fit([(torch.randn(4, 3), torch.randn(4, 1))] * 20, epochs=1)
     assert any(name.startswith("grad/0/") for name in trainer.state.metrics)
+
+
+def test_a_layer_that_takes_the_place_of_another_is_measured_in_its_stead() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def swap(state: State) -> None:
+        if state.progress.epoch == 1:
+            model[1] = nn.Linear(4, 1)
+            optimizer.param_groups[0]["params"][2:] = list(model[1].parameters())
+
+    callbacks = [GradientInspector(every=Every(steps=1)), At(on_epoch_end=swap)]
+    trainer = Trainer(model, optimizer, nn.MSELoss(), callbacks=callbacks, device="cpu")
+    trainer.fit([(torch.randn(4, 3), torch.randn(4, 1))] * 10, epochs=3)
+    assert trainer.state.metrics["update/1/ratio"] > 0
+
+
+def test_gradients_too_small_for_their_square_are_not_called_zero() -> None:
+    class Faint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.faint, self.plain = nn.Linear(3, 2), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.plain(x) + 1e-26 * self.faint(x).sum(1, keepdim=True)
+            return out
+
+    inspector = GradientInspector(every=Every(steps=1))
+    model = Faint()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, optimizer, nn.MSELoss(), callbacks=[inspector], device="cpu")
+    trainer.fit([(torch.randn(8, 3), torch.randn(8, 1))] * 20, epochs=1)
+    assert "exactly zero" not in inspector.report()

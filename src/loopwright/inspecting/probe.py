@@ -86,7 +86,7 @@ class Probe:
                 self.parameters.append(parameter)
                 self.tensors.append(tensor)
         self._looks = self._looks or 1
-        self._held, self._count = len(groups), len(seen)
+        self._held, self._count = self._in_groups(), len(seen)
         self._needed = [p.trainable for p in self.parameters]
         self._steered = [i for i, p in enumerate(self.parameters) if p.group >= 0 and p.trainable]
         self._layers = [i for i, p in enumerate(self.parameters) if p.units]
@@ -96,11 +96,15 @@ class Probe:
     def _has_changed(self) -> bool:
         """Whether something was added, frozen or thawed; of the model's own size every few times only."""
         self._looks += 1
-        if sum([len(group["params"]) for group in self._optimizer.param_groups]) != self._held:
+        if self._in_groups() != self._held:
             return True
         if [tensor.requires_grad for tensor in self.tensors] != self._needed:
             return True
         return self._looks % 4 == 3 and sum(1 for _ in self._model.parameters()) != self._count
+
+    def _in_groups(self) -> list[int]:
+        """Which parameters the optimizer holds: as many others may have taken their place."""
+        return [id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def remember(self) -> None:
         """Keep a sample of the present gradients, for the step after this one."""

@@ -123,7 +123,9 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
     if last is None or not any(n.grad > 0 for la in evidence.layers for n in la.recent[-1:]):
         return
     found = [la for la in evidence.layers if la.dead >= DEAD and len(la.numbers) >= 3]
-    silent = [la for la in evidence.layers if la.held and evidence.persists(n.grad == 0 for n in la.recent)]
+    silent = [
+        la for la in evidence.layers if la.held and evidence.persists(n.grad == 0 and n.zero == 1 for n in la.recent)
+    ]
     if min(n.grad for la in evidence.layers for n in la.recent[-1:] if n.grad > 0) < UNDERFLOW:
         silent = []  # it has become too small for its format on the way, which is another fault
     partly = [la for la in found if la not in silent]

@@ -14,6 +14,7 @@ from torch import Tensor
 from loopwright.inspecting.inspection import MISSING, Parameter
 
 _SMALL = 2**14  # elements in all
+_SMALL_TABLE = 2**20  # elements times tensors: of ones and zeros that say which element belongs to which
 _COUNTED = 2**8  # elements that are computed with in python, which is quicker than calls that torch has not made lately
 
 _flatten: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors  # in one call
@@ -144,7 +145,8 @@ class Small:
 
 def small_of(parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> Small | None:
     """The small way, where the model is small and all of one format on one device."""
-    if not tensors or sum(p.size for p in parameters) > _SMALL:
+    size = sum(p.size for p in parameters)
+    if not tensors or size > _SMALL or size * len(tensors) > _SMALL_TABLE:
         return None
     if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
         return None
