@@ -471,7 +471,7 @@ def test_the_copy_is_stepped_where_a_scheduler_has_wrapped_the_step_of_the_origi
     assert scheduler.last_epoch == 0
 
 
-def _classifier(x: torch.Tensor, *, shuffle: bool = False) -> tuple[Trainer, DataLoader[Any]]:
+def _classifier(x: torch.Tensor, *, shuffle: bool = False) -> tuple[Trainer[Any, Any], DataLoader[Any]]:
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), device="cpu")
     return trainer, DataLoader(TensorDataset(x, torch.arange(len(x)) * 3 // len(x)), 10, shuffle=shuffle)
@@ -513,12 +513,13 @@ def test_an_error_of_our_own_is_told_by_what_why_and_fix_without_a_line_of_the_l
 
 def test_the_line_shown_is_the_users_own() -> None:
     def step(model: nn.Module, batch: Any) -> torch.Tensor:
-        return model(batch["x"][:, :2]).sum()  # the model takes 3
+        total: torch.Tensor = model(batch["x"][:, :2]).sum()  # the model takes 3
+        return total
 
     trainer = small_trainer(step=step)
     row = trainer.preflight([{"x": torch.randn(4, 3)}])["a training step runs"]
     line = step.__code__.co_firstlineno + 1
-    assert f"(test_preflight.py, line {line}, in step: return model(batch" in row.evidence
+    assert f"(test_preflight.py, line {line}, in step: total: torch.Tensor = model(batch" in row.evidence
     assert row.evidence.endswith("; batch['x'] (4, 3) float32")
 
 
