@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -569,3 +570,9 @@ def test_fit_names_a_fix_once_for_all_the_checks_that_it_mends() -> None:
     fixes = caught.value.fix.split("\n    ")
     names = "a training step runs, shapes of prediction and target, a validation step runs: "
     assert [fix[: len(names)] for fix in fixes] == [names, "or preflight=False, to train all the same"]
+
+
+def test_the_name_that_the_docstring_of_a_check_gives_is_one() -> None:
+    named = re.findall(r'such as ``"(.*?)"``', Check.__doc__ or "")
+    assert len(named) == 1
+    assert small_trainer().preflight(some_batches(1))[named[0]].verdict == "passed"
