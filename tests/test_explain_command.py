@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,22 @@ from loopwright import Trainer
 from loopwright.callbacks import ProgressBar
 
 print("made")
+
+
+class Net(nn.Module):
+    pass
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+
+class Setup:
+    trainer = None
+
+
+setup = Setup()
 model = nn.Linear(3, 1)
 trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), device="cpu", accumulate=2)
 number = 3
@@ -109,7 +126,22 @@ def test_where_the_system_refuses_the_file_it_says_so(
         ("{}:trayner", "did you mean 'trainer'?"),
         ("{}:number", "is an object of type int"),
         ("{}:number", "{}:trainer is one"),
-        ("{}:make_number", "is an object of type int"),
+        ("{}:make_number", "{}:make_number returned an object of type int"),
+        ("{}:Net", "{}:Net is a class, and calling it makes no Trainer"),
+        ("{}:Net", "{}:trainer is one"),
+        ("{}:Layer", "{}:Layer is a class, and cannot be called without arguments"),
+        ("{}.py:trainer", "'{}.py' is a path"),
+        ("{}.py:trainer", "fix: {}:trainer\n"),
+        ("./{}.py:trainer", "'./{}.py' is a path"),
+        ("./{}.py:trainer", "fix: {}:trainer\n"),
+        ("part/of/{}.py:setup.trainer", "fix: part.of.{}:setup.trainer\n"),
+        ("part/../{}:trainer", "fix: {}:trainer\n"),
+        ("../elsewhere/{}.py:trainer", "fix: {}:trainer, from the folder ../elsewhere\n"),
+        ("./my-digits.py:trainer", "fix: MODULE:OBJECT, for example"),
+        (".{}:trainer", "'.{}' is a relative name"),
+        (".{}:trainer", "fix: {}:trainer\n"),
+        ("{}:setup.trayner", "did you mean 'trainer'?"),
+        ("{}:setap", "did you mean 'setup'?"),
         ("{}:make_with", "cannot be called without arguments: missing a required argument: 'lr'"),
         ("{}_x:trainer", "did you mean '{}'?"),
         ("{}.part:trainer", "there is no module"),
@@ -124,6 +156,67 @@ def test_what_is_not_there_is_wrong_usage(
     assert out == ""
     assert said.format(script) in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("named", "near"),
+    [
+        ("{}:Trainr", "Trainer"),
+        ("{}:nm", "nn"),
+        ("{}:Lyer", "Layer"),
+        ("torchh:nn", "torch"),
+        ("pytestt:main", "pytest"),
+    ],
+)
+def test_nothing_is_proposed_that_the_folder_does_not_hold_or_that_is_no_trainer(
+    script: str, named: str, near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", named.format(script)]) == 2
+    assert f"did you mean {near!r}?" not in capsys.readouterr().err
+
+
+def test_a_module_of_a_package_of_this_folder_is_proposed(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / f"package_{tmp_path.name}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "digits.py").touch()
+    assert main(["explain", f"{package.name}.digitz:trainer"]) == 2
+    assert f"did you mean '{package.name}.digits'?" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_module_runs(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    (tmp_path / "link.py").symlink_to(tmp_path / "none" / "loop.py")
+    for name, said in [
+        ("mine.py", "is there already"),
+        ("none/loop.py", "No such file or directory"),
+        ("link.py", "No such file or directory"),
+        ("mine.py/loop.py", "Not a directory"),
+        (".", "Is a directory"),
+    ]:
+        assert main(["explain", f"{script}:trainer", "-o", str(tmp_path / name)]) == 1
+        assert said in capsys.readouterr().err
+    assert script not in sys.modules
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is refused to root")
+def test_a_folder_that_must_not_be_written_to_is_refused_before_the_module_runs(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert main(["explain", f"{script}:trainer", "-o", str(tmp_path / "closed" / "loop.py")]) == 1
+    assert "Permission denied" in capsys.readouterr().err
+    assert script not in sys.modules
+
+
+def test_a_file_is_written_through_a_link_to_one_that_is_not_there_yet(script: str, tmp_path: Path) -> None:
+    (tmp_path / "link.py").symlink_to(tmp_path / "loop.py")
+    assert main(["explain", f"{script}:trainer", "-o", str(tmp_path / "link.py")]) == 0
+    assert (tmp_path / "loop.py").read_text().endswith(sys.modules[script].trainer.explain())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -453,8 +454,12 @@ def test_the_table_is_aligned_and_names_cause_and_fix() -> None:
     assert lines[-1] == "1 passed, 1 failed, 1 not applicable"
     assert max(map(len, lines)) <= 120
     assert report.failed == (checks[1],)
-    with pytest.raises(KeyError, match="a longer name"):
-        report["longer"]
+    with pytest.raises(KeyError) as caught:
+        report["longer name"]
+    said = (
+        "there is no check 'longer name'; did you mean 'a longer name'?; there are 'short', 'a longer name', 'nothing'"
+    )
+    assert caught.value.args == (said,)
 
 
 def test_the_copy_is_stepped_where_a_scheduler_has_wrapped_the_step_of_the_original() -> None:
@@ -465,3 +470,109 @@ def test_the_copy_is_stepped_where_a_scheduler_has_wrapped_the_step_of_the_origi
     row = trainer.preflight(some_batches(3))["loss is finite"]
     assert (row.verdict, row.cause) == ("failed", "the steps before have made it so")
     assert scheduler.last_epoch == 0
+
+
+def _classifier(x: torch.Tensor, *, shuffle: bool = False) -> tuple[Trainer[Any, Any], DataLoader[Any]]:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), device="cpu")
+    return trainer, DataLoader(TensorDataset(x, torch.arange(len(x)) * 3 // len(x)), 10, shuffle=shuffle)
+
+
+def test_checks_that_need_a_step_say_that_it_did_not_come_to_its_end() -> None:
+    trainer, train = _classifier(torch.randn(30, 5))  # the model takes 6
+    report = trainer.preflight(train)
+    assert {check.evidence for check in report.checks if check.verdict == "not applicable"} == {
+        "the step did not come to its end",
+        "there is no validation data",
+    }
+    assert report["labels and indices"].evidence == report["loss at the start"].evidence
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.functional.cross_entropy])
+def test_the_order_of_the_classes_is_judged_without_a_step(loss: Any) -> None:
+    model = nn.Linear(6, 3)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, device="cpu")
+    _, sorted_by_class = _classifier(torch.randn(30, 5))
+    _, shuffled = _classifier(torch.randn(30, 5), shuffle=True)
+    row = trainer.preflight(sorted_by_class)["order of the classes"]
+    assert (row.verdict, row.fix) == ("failed", "shuffle=True in the training loader")
+    assert trainer.preflight(shuffled)["order of the classes"].verdict == "passed"
+
+
+def test_an_error_of_our_own_is_told_by_what_why_and_fix_without_a_line_of_the_library() -> None:
+    batches = [(torch.randn(4, 3), torch.randn(4))]
+    model = nn.Sequential(nn.Linear(3, 1))
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), device="cpu")
+    report = trainer.preflight(batches)
+    row, shapes = report["a training step runs"], report["shapes of prediction and target"]
+    what = "the prediction has shape (4, 1), the target (4,)"
+    assert row.evidence == f"{what}; batch[0] (4, 3) float32, batch[1] (4,) float32"
+    assert shapes.evidence == what
+    assert (row.cause, row.fix) == (shapes.cause, shapes.fix)
+    assert row.cause.startswith("they would be broadcast")
+
+
+def test_the_line_shown_is_the_users_own() -> None:
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        total: torch.Tensor = model(batch["x"][:, :2]).sum()  # the model takes 3
+        return total
+
+    trainer = small_trainer(step=step)
+    row = trainer.preflight([{"x": torch.randn(4, 3)}])["a training step runs"]
+    line = step.__code__.co_firstlineno + 1
+    assert f"(test_preflight.py, line {line}, in step: total: torch.Tensor = model(batch" in row.evidence
+    assert row.evidence.endswith("; batch['x'] (4, 3) float32")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_inputs_of_another_type_than_the_weights_are_named_with_the_cast(dtype: str) -> None:
+    trainer, train = _classifier(torch.randn(30, 6).to(getattr(torch, dtype)))
+    report = trainer.preflight(train, list(train))
+    for name in ("a training step runs", "a validation step runs"):
+        row = report[name]
+        assert row.evidence.endswith(f"batch[0] (10, 6) {dtype}, batch[1] (10,) int64")
+        assert row.cause.startswith(f"the inputs are {dtype}")
+        assert row.cause.endswith("; the parameters are float32")
+        assert row.fix == "inputs.float() in the dataset"
+        assert ("numpy" in row.cause) == (dtype == "float64")
+
+
+def test_with_weights_in_double_precision_the_cast_is_to_that() -> None:
+    trainer, train = _classifier(torch.randn(30, 6))
+    trainer.state.model.double()
+    assert trainer.preflight(train)["a training step runs"].fix == "inputs.double() in the dataset"
+
+
+def test_an_error_of_shapes_is_not_taken_for_one_of_types() -> None:
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.layer(inputs.float())
+            return out
+
+    row = small_trainer(model=Casts()).preflight([(torch.randn(4, 2).double(), torch.randn(4, 1))])
+    assert row["a training step runs"].fix == "mend it; fit would end with the same error"
+
+
+def test_the_batch_named_is_the_one_that_failed() -> None:
+    batches = [(torch.randn(4, 3), torch.randn(4, 1)), (torch.randn(5, 3), torch.randn(5))]
+    row = small_trainer().preflight(batches)["a training step runs"]
+    assert row.evidence.endswith("batch[0] (5, 3) float32, batch[1] (5,) float32")
+
+
+def test_fit_names_a_fix_once_for_all_the_checks_that_it_mends() -> None:
+    batches = [(torch.randn(4, 3), torch.randn(4))]
+    with pytest.raises(ConfigError) as caught:
+        small_trainer().fit(batches, [(torch.randn(4, 3), torch.randn(4))], epochs=1, preflight=True)
+    fixes = caught.value.fix.split("\n    ")
+    names = "a training step runs, shapes of prediction and target, a validation step runs: "
+    assert [fix[: len(names)] for fix in fixes] == [names, "or preflight=False, to train all the same"]
+
+
+def test_the_name_that_the_docstring_of_a_check_gives_is_one() -> None:
+    named = re.findall(r'such as ``"(.*?)"``', Check.__doc__ or "")
+    assert len(named) == 1
+    assert small_trainer().preflight(some_batches(1))[named[0]].verdict == "passed"

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from loopwright.errors import ConfigError
+from loopwright.errors import ConfigError, nearest
 
 Verdict: TypeAlias = Literal["passed", "failed", "not applicable"]
 
@@ -18,7 +18,7 @@ class Check:
     """One thing that a preflight looked at.
 
     Attributes:
-        name: What was looked at, such as ``"optimizer"``; the names do not change.
+        name: What was looked at, such as ``"loss is finite"``; the names do not change.
         verdict: ``"passed"``, ``"failed"``, or ``"not applicable"`` where it cannot be known.
         evidence: What was seen, or why nothing could be.
         cause: Of a failure: what it comes from, or leads to.
@@ -70,7 +70,9 @@ class Preflight:
         for check in self.checks:
             if check.name == name:
                 return check
-        raise KeyError(f"there is no check {name!r}; there are {', '.join(check.name for check in self.checks)}")
+        names = [check.name for check in self.checks]
+        words = [f"there is no check {name!r}", nearest(name, names), f"there are {', '.join(map(repr, names))}"]
+        raise KeyError("; ".join(word for word in words if word))
 
     def __str__(self) -> str:
         return "\n".join([*self._rows(), self._summary()])
@@ -86,9 +88,15 @@ class Preflight:
         raise ConfigError(
             f"the preflight found {len(self.failed)} of {len(self.checks)} checks failed",
             why="fit(preflight=True) trains only where none does\n" + textwrap.indent(str(self), "  "),
-            fix="; ".join(f"{check.name}: {check.fix}" for check in self.failed)
-            + "; or preflight=False, to train all the same",
+            fix="\n    ".join([*self._fixes(), "or preflight=False, to train all the same"]),
         )
+
+    def _fixes(self) -> list[str]:
+        """What to do, each but once, after the names of the checks that it is for."""
+        names: dict[str, list[str]] = {}
+        for check in self.failed:
+            names.setdefault(check.fix, []).append(check.name)
+        return [f"{', '.join(checks)}: {fix}" for fix, checks in names.items()]
 
     def _rows(self) -> list[str]:
         name_width = max(len(check.name) for check in self.checks)

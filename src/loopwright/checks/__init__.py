@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from loopwright.batches import check_loader
+from loopwright.checks.failure import in_words
 from loopwright.checks.of_data import batch_norm, inputs, labels, separate_data, shuffled_classes, validation_runs
 from loopwright.checks.of_loss import loss_at_start, loss_input, loss_is_finite, shapes
 from loopwright.checks.of_training import (
@@ -17,7 +18,7 @@ from loopwright.checks.of_training import (
     parameters_reached,
     step_runs,
 )
-from loopwright.checks.rehearsal import AsFound, Subject, duplicate, evaluate, in_place, in_words, names_of, train
+from loopwright.checks.rehearsal import AsFound, Subject, duplicate, evaluate, in_place, names_of, train
 from loopwright.checks.sampling import sample_of
 from loopwright.checks.seen import Seen
 from loopwright.preflight import Preflight

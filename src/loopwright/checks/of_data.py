@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # its name everywhere
 
+from loopwright.checks.failure import failed_by, failed_step
 from loopwright.checks.recorder import BY_CLASS
-from loopwright.checks.rehearsal import in_words
 from loopwright.checks.sampling import all_tensors, in_order, is_shuffled, shared_samples, sizes_of, structure
-from loopwright.checks.seen import NOT_RUN, OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, listed
+from loopwright.checks.seen import OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, listed, why_unseen
 from loopwright.preflight import Check
 
 # Of a layer's inputs, where standardised ones have a root mean square of 1.
@@ -36,7 +37,7 @@ def labels(seen: Seen) -> Check:
     found = [words for run in passes for words in run.record.indexed]
     if found:
         return Check(name, "passed", found[0])
-    return Check(name, "not applicable", "nothing is looked up or classified by index")
+    return Check(name, "not applicable", why_unseen(seen) or "nothing is looked up or classified by index")
 
 
 def _labels_of_all(seen: Seen) -> list[str]:
@@ -62,7 +63,7 @@ def batch_norm(seen: Seen) -> Check:
     name, first = "batch norm and batch sizes", seen.first
     norms = {} if first is None else first.record.norms
     if not norms:
-        return Check(name, "not applicable", "no batch norm is in training mode" if first is not None else NOT_RUN)
+        return Check(name, "not applicable", why_unseen(seen) or "no batch norm is in training mode")
     alone = [norm for norm, values in norms.items() if values <= 1]
     if not alone:
         return Check(name, "passed", f"{len(norms)}: even one sample gives them several values to a channel")
@@ -85,11 +86,12 @@ def inputs(seen: Seen) -> Check:
     """What the data feeds into layers is of a size that they can learn from."""
     name, first = "inputs are normalised", seen.first
     if first is None:
-        return Check(name, "not applicable", NOT_RUN)
+        return Check(name, "not applicable", why_unseen(seen))
     fed = {layer: torch.cat(rows).double() for layer, rows in first.record.layers.items() if _alike(rows)}
     fed = {layer: values for layer, values in fed.items() if values.numel()}
     if not fed:
-        return Check(name, "not applicable", "no linear, convolutional or recurrent layer is fed by the data")
+        why = why_unseen(seen) or "no linear, convolutional or recurrent layer is fed by the data"
+        return Check(name, "not applicable", why)
     for layer, values in fed.items():
         if (wrong := _not_normal(values, shuffled=is_shuffled(seen.train_data))) is not None:
             evidence, cause, fix = wrong
@@ -163,7 +165,7 @@ def validation_runs(seen: Seen) -> Check:
     if sample is None:
         return Check(name, "not applicable", "there is no validation data")
     if sample.error is not None:
-        return Check(name, "failed", in_words(sample.error), "the loader raised it", "mend the dataset or its loader")
+        return failed_by(name, sample.error, "the loader raised it", "mend the dataset or its loader")
     if sample.why_none:
         return Check(name, "not applicable", sample.why_none)
     if run is None:
@@ -172,8 +174,8 @@ def validation_runs(seen: Seen) -> Check:
         )
     if run.error is not None:
         unlike = _unlike(seen.sample.batches[0], sample.batches[0]) if seen.sample.batches else ""
-        fix = getattr(run.error, "fix", "") or "mend it; fit would end with the same error after its first epoch"
-        return Check(name, "failed", in_words(run.error), unlike, fix)
+        fix = "mend it; fit would end with the same error after its first epoch"
+        return failed_step(name, run, sample.batches[0], seen.subject.model, unlike, fix)
     if not math.isfinite(run.losses[0]):
         return Check(
             name,
@@ -219,8 +221,11 @@ def shuffled_classes(seen: Seen) -> Check:
     """A training loader in the dataset's order does not give one class after the other."""
     name, tensors = "order of the classes", all_tensors(seen.train_data)
     targets = tensors[1] if tensors is not None and len(tensors) == 2 else None
-    by_class = any(c.name in BY_CLASS.values() for c in calls_of(seen)) and seen.subject.loss is not None
-    if not by_class or targets is None or targets.ndim != 1 or targets.is_floating_point():
+    if seen.subject.loss is None:
+        return Check(name, "not applicable", "what the labels are is not known with a step of one's own")
+    if not _is_by_class(seen):
+        return Check(name, "not applicable", why_unseen(seen) or "no loss of classes was called")
+    if targets is None or targets.ndim != 1 or targets.is_floating_point():
         return Check(name, "not applicable", "the labels of the whole training data are not at hand")
     if not in_order(seen.train_data):
         return Check(name, "passed", "the training data is shuffled")
@@ -235,3 +240,10 @@ def shuffled_classes(seen: Seen) -> Check:
             "shuffle=True in the training loader",
         )
     return Check(name, "passed", f"the class changes {changes} times over {len(targets)} samples")
+
+
+def _is_by_class(seen: Seen) -> bool:
+    """Whether the loss classifies: by its kind, which needs no step, or as one of a user's own was seen to do."""
+    loss = seen.subject.loss
+    known = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or loss is F.cross_entropy or loss is F.nll_loss
+    return known or any(call.name in BY_CLASS.values() for call in calls_of(seen))

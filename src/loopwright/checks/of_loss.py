@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812  # its name everywhere
 
 from loopwright.checks.recorder import BINARY, BY_CLASS, ELEMENTWISE, LossCall
 from loopwright.checks.sampling import is_shuffled
-from loopwright.checks.seen import NOT_RUN, OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, rms
+from loopwright.checks.seen import NOT_RUN, OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, rms, why_unseen
 from loopwright.errors import ShapeMismatchError
 from loopwright.preflight import Check
 
@@ -21,7 +21,7 @@ def loss_is_finite(seen: Seen) -> Check:
     """Every loss is a finite number."""
     name, first = "loss is finite", seen.first
     if first is None or not first.losses:
-        return Check(name, "not applicable", NOT_RUN)
+        return Check(name, "not applicable", why_unseen(seen) or NOT_RUN)
     bad = next((n for n, loss in enumerate(first.losses) if not math.isfinite(loss)), None)
     if bad is None:
         return Check(name, "passed", "losses " + ", ".join(f"{loss:.4g}" for loss in first.losses[:5]))
@@ -41,7 +41,7 @@ def shapes(seen: Seen) -> Check:
     """No loss is computed of shapes that broadcast."""
     name, first = "shapes of prediction and target", seen.first
     if first is None:
-        return Check(name, "not applicable", NOT_RUN)
+        return Check(name, "not applicable", why_unseen(seen))
     if isinstance(first.error, ShapeMismatchError):
         return Check(name, "failed", first.error.what, first.error.why, first.error.fix)
     if first.record.broadcasts:
@@ -62,7 +62,7 @@ def shapes(seen: Seen) -> Check:
             if call.input.shape == call.target.shape
             else f"{call.name} of {tuple(call.input.shape)} and {tuple(call.target.shape)}",
         )
-    return Check(name, "not applicable", "no loss that compares element by element was called")
+    return Check(name, "not applicable", why_unseen(seen) or "no loss that compares element by element was called")
 
 
 def loss_input(seen: Seen) -> Check:
@@ -70,7 +70,7 @@ def loss_input(seen: Seen) -> Check:
     name = "what the loss is given"
     calls = [c for c in calls_of(seen) if c.name in BY_CLASS.values() or c.name in BINARY.values()]
     if not calls:
-        return Check(name, "not applicable", "no loss of classes was called")
+        return Check(name, "not applicable", why_unseen(seen) or "no loss of classes was called")
     for call in calls:
         if (wrong := _wrong_input(call)) is not None:
             return Check(name, "failed", *wrong)
@@ -106,9 +106,11 @@ def loss_at_start(seen: Seen) -> Check:
     """The loss is not far above what a model that knows nothing would come to."""
     name, calls = "loss at the start", calls_of(seen, first_batch=True)
     kinds = {call.name for call in calls}
+    if not kinds:
+        why = why_unseen(seen) or "no loss function of torch's was called that says what to expect"
+        return Check(name, "not applicable", why)
     if len(kinds) != 1:
-        what = f"several losses are called: {', '.join(sorted(kinds))}" if kinds else "no loss function of torch's"
-        return Check(name, "not applicable", what if kinds else f"{what} was called that says what to expect")
+        return Check(name, "not applicable", f"several losses are called: {', '.join(sorted(kinds))}")
     (kind,) = kinds
     if kind in BY_CLASS.values():
         return _classes_at_start(name, kind, calls)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from loopwright.checks.rehearsal import Rehearsed, in_words
-from loopwright.checks.seen import NOT_RUN, Seen, counted, listed, plain_name
+from loopwright.checks.failure import failed_by, failed_step
+from loopwright.checks.rehearsal import Rehearsed
+from loopwright.checks.seen import Seen, counted, listed, plain_name, why_unseen
 from loopwright.preflight import Check
 
 
@@ -13,14 +14,14 @@ def step_runs(seen: Seen) -> Check:
     """Forward, loss and backward on each batch."""
     name, sample, first = "a training step runs", seen.sample, seen.first
     if sample.error is not None:
-        return Check(name, "failed", in_words(sample.error), "the loader raised it", "mend the dataset or its loader")
+        return failed_by(name, sample.error, "the loader raised it", "mend the dataset or its loader")
     if sample.why_none:
         return Check(name, "not applicable", sample.why_none)
     if first is None:
         return Check(name, "failed", "the training data gave no batch", fix="check the dataset and how it is filtered")
-    if (error := first.error) is not None:
-        fix = getattr(error, "fix", "") or "mend it; fit would end with the same error"
-        return Check(name, "failed", in_words(error), getattr(error, "why", ""), fix)
+    if first.error is not None:
+        batch, model = sample.batches[first.steps], seen.subject.model
+        return failed_step(name, first, batch, model, "", "mend it; fit would end with the same error")
     return Check(name, "passed", f"{counted(len(sample.batches), 'batch')}: forward, loss and backward")
 
 
@@ -28,7 +29,7 @@ def parameters_reached(seen: Seen) -> Check:
     """Every trainable parameter gets a gradient, and one is other than zero."""
     name, first = "parameters get a gradient", seen.first
     if first is None or first.error is not None:
-        return Check(name, "not applicable", NOT_RUN if first is None else "the step did not come to its end")
+        return Check(name, "not applicable", why_unseen(seen))
     trainable = [n for n, p in seen.subject.model.named_parameters() if p.requires_grad]
     trainable = [plain_name(parameter) for parameter in trainable]
     missing = [parameter for parameter in trainable if parameter not in first.reached]
@@ -93,7 +94,7 @@ def outputs_differ(seen: Seen) -> Check:
     """Unlike samples get unlike predictions."""
     name, first = "outputs depend on the inputs", seen.first
     if first is None or first.error is not None or seen.second is None:
-        return Check(name, "not applicable", "no optimizer step was made")
+        return Check(name, "not applicable", why_unseen(seen) or "no optimizer step was made")
     predictions = [c.input for c in first.record.calls] or first.predictions
     predictions = [p for p in predictions if p.ndim and len(p) > 1]
     given = [tensor for tensor in first.record.given if tensor.ndim and len(tensor) > 1]
@@ -122,7 +123,7 @@ def deterministic_steps(seen: Seen) -> Check:
     if seen.why_no_copy:
         return Check(name, "not applicable", seen.why_no_copy)
     if first is None or second is None:
-        return Check(name, "not applicable", NOT_RUN if first is None else "the step did not come to its end")
+        return Check(name, "not applicable", why_unseen(seen))
     steps = counted(len(first.losses), "step")
     if first.record.marks == second.record.marks:
         return Check(name, "passed", f"{steps}, {len(first.record.marks)} values compared: outputs, gradients, weights")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +59,7 @@ class Rehearsed:
         nonzero: Whether any gradient was other than zero.
         moved: Whether a step has changed a weight.
         calls_of_first: How many losses were called before the first gradients were there.
+        steps: How many batches came to their end.
         error: What the step raised.
     """
 
@@ -72,6 +71,7 @@ class Rehearsed:
     nonzero: bool = False
     moved: bool = False
     calls_of_first: int = 0
+    steps: int = 0
     error: Exception | None = None
 
 
@@ -228,6 +228,7 @@ def train(subject: Subject, batches: Iterable[Any], names: Mapping[int, str], *,
             except Exception as error:
                 found.error = error
                 break
+            found.steps += 1
     for parameter in _parameters(subject):
         parameter.grad = None
     return found
@@ -323,14 +324,3 @@ def names_of(*models: nn.Module) -> dict[int, str]:
         for name, parameter in _uncompiled(model).named_parameters():
             found.setdefault(id(parameter), name)
     return found
-
-
-def in_words(error: BaseException) -> str:
-    """An error's text, with the last line of the user's own code that led to it."""
-    text = " ".join(str(error).split()) or "no message"
-    words = f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
-    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(libraries):
-            return f"{words} ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name}: {frame.line})"
-    return words

@@ -11,6 +11,7 @@ from loopwright.checks.rehearsal import Rehearsed, Subject
 from loopwright.checks.sampling import Sample
 
 NOT_RUN = "no training step was made"
+UNFINISHED = "the step did not come to its end"
 ROWS = 8  # fewer samples say nothing of means and spreads
 ROWS_FOR_SPREAD = 32
 OFFSET = 10.0  # of a mean, in standard deviations
@@ -37,6 +38,13 @@ def calls_of(seen: Seen, *, first_batch: bool = False) -> list[LossCall]:
         return []
     calls = seen.first.record.calls
     return calls[: seen.first.calls_of_first] if first_batch else calls
+
+
+def why_unseen(seen: Seen) -> str:
+    """Why what a step would have shown may not have been seen; empty where all steps came to their end."""
+    if seen.first is None:
+        return NOT_RUN
+    return UNFINISHED if seen.first.error is not None else ""
 
 
 def plain_name(name: str) -> str:
