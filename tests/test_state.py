@@ -292,7 +292,7 @@ def test_without_validation_data_no_validation_is_said_to_come() -> None:
     with pytest.raises(UnknownMetricError) as caught:
         trainer.fit(ragged(2), epochs=1)
     assert "validation" not in caught.value.why
-    assert "train/loss'" not in caught.value.fix  # it is nothing like it
+    assert caught.value.fix == "log it with state.log('val/loss', value) before it is read"  # not: train/loss
 
 
 def test_after_a_validation_a_misspelt_name_of_it_is_answered_with_the_nearest() -> None:

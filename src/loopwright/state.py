@@ -134,10 +134,10 @@ class Metrics(Mapping[str, float]):
         return value
 
     def _awaited(self, name: str) -> tuple[str, str]:
-        """Why a name of the validation is not there yet, and where to read it; empty where it is not awaited."""
+        """Why a name of the validation is not there yet, and where to read it; or how to log any other."""
         own = of_stage(name)
         if not self.validated or own is None or own[0] != "val" or any(k.startswith("val/") for k in self._values):
-            return "", ""
+            return "", f"log it with state.log({name!r}, value) before it is read"
         return (
             "it is the validation that logs such a name, and there has been none yet; ",
             f"read 'val/{own[1]}' in on_eval_end, or in on_epoch_end after a validation",
