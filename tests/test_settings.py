@@ -224,6 +224,12 @@ def test_a_numpy_array_for_a_loader_is_answered_with_the_loader_to_make_of_it() 
         assert "DataLoader(TensorDataset(torch.from_numpy(inputs)" in caught.value.fix
 
 
+def test_the_class_of_arrays_is_a_class_and_no_array() -> None:
+    kind: Any = type(torch.zeros(1).numpy())
+    with pytest.raises(ConfigError, match="train is the class ndarray"):
+        _make().fit(kind, epochs=1)
+
+
 def test_a_trainer_prints_as_one_line_with_its_model_optimizer_and_progress() -> None:
     trainer = _make()
     trainer.fit(ragged(2), epochs=1)

@@ -54,9 +54,10 @@ def check_loader(name: str, data: object) -> None:
             why="its items are single samples, not batches",
             fix=f"DataLoader({name}, batch_size=32{', shuffle=True' if name == 'train' else ''})",
         )
-    if hasattr(data, "__array_interface__") and hasattr(data, "shape"):  # numpy's arrays, which need no import for that
+    shape = getattr(data, "shape", None)
+    if hasattr(data, "__array_interface__") and isinstance(shape, tuple):  # numpy's
         raise ConfigError(
-            f"{name} is an array of shape {tuple(data.shape)}",
+            f"{name} is an array of shape {shape}",
             why="it must be a loader: an iterable of batches, and they hold tensors",
             fix="DataLoader(TensorDataset(torch.from_numpy(inputs), torch.from_numpy(targets)), batch_size=32)",
         )
