@@ -87,12 +87,12 @@ MISTAKES = [
     ),
     Mistake(
         "The loss is a number of Python's",
-        "def loss(predictions, targets):\n    return (predictions - targets).abs().mean().item()\n\n"
+        "def loss(predictions, targets):\n    return (predictions - targets).abs().mean().item()\n\n\n"
         "Trainer(model, optimizer, loss).fit(batches, epochs=1)",
     ),
     Mistake(
         "The loss has no gradient",
-        "def loss(predictions, targets):\n    return (predictions - targets).abs().mean().detach()\n\n"
+        "def loss(predictions, targets):\n    return (predictions - targets).abs().mean().detach()\n\n\n"
         "Trainer(model, optimizer, loss).fit(batches, epochs=1)",
     ),
     Mistake(
@@ -117,11 +117,11 @@ MISTAKES = [
         "A metric is on another device",
         "class Error:\n"
         "    def reset(self):\n"
-        '        self.sum = torch.zeros(4, device="meta")  # for example "cuda"\n'
+        '        self.sum = torch.zeros(4, device="meta")  # for example "cuda"\n\n'
         "    def update(self, predictions, targets):\n"
-        "        self.sum = self.sum + (predictions - targets).abs().squeeze()\n"
+        "        self.sum = self.sum + (predictions - targets).abs().squeeze()\n\n"
         "    def compute(self):\n"
-        "        return self.sum.mean()\n\n"
+        "        return self.sum.mean()\n\n\n"
         'trainer = Trainer(model, optimizer, nn.MSELoss(), metrics={"error": Error()}, device="cpu")\n'
         "trainer.fit(batches, batches, epochs=1)",
     ),
@@ -136,7 +136,7 @@ MISTAKES = [
     Mistake("epochs is a float", "trainer.fit(batches, epochs=10.0)"),
     Mistake(
         "The learning rate is not a number",
-        "optimizer.param_groups[0]['lr'] = float('nan')\nTrainer(model, optimizer, nn.MSELoss())",
+        'optimizer.param_groups[0]["lr"] = float("nan")\nTrainer(model, optimizer, nn.MSELoss())',
     ),
 ]
 

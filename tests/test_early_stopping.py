@@ -267,6 +267,38 @@ def test_following_a_validation_in_a_fit_without_one_is_an_error_before_the_firs
     assert trainer.state.progress.batch == 0
 
 
+def test_the_validation_loss_written_otherwise_is_missed_before_the_first_step_too() -> None:
+    trainer = small_trainer(EarlyStopping("val_loss", mode="min"))
+    with pytest.raises(ConfigError, match=r"no validation data[\s\S]*monitor 'val/loss', with a slash"):
+        trainer.fit(some_batches(3), epochs=1)
+    assert trainer.state.progress.batch == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("val/accuracy", "metrics={'accuracy': ...}), which logs it as 'val/accuracy', or"),
+        ("val/acc", "metrics={'acc': ...}), which logs it as 'val/acc', or"),
+        ("val_accuracy", "metrics={'accuracy': ...}), which logs it as 'val/accuracy', with a slash"),
+    ],
+)
+@pytest.mark.parametrize("val", [True, False])
+def test_a_measure_of_the_validation_that_nothing_logs_is_answered_with_metrics(
+    name: str, words: str, val: bool
+) -> None:
+    trainer = small_trainer(EarlyStopping(name, mode="max"))
+    with pytest.raises(UnknownMetricError) as caught:
+        trainer.fit(some_batches(3), some_batches(1) if val else None, epochs=1)
+    assert words in caught.value.fix
+    assert f"state.log({name!r}, value)" in caught.value.fix
+    assert ("fit(train, val" in caught.value.fix) is not val
+
+
+def test_one_evaluation_is_counted_in_the_singular() -> None:
+    result, _, _ = stopping([1.0, 2.0], patience=1)
+    assert result.stop_reason == "val/loss did not improve in 1 evaluation; the best is 1 in epoch 1"
+
+
 def test_mode_has_no_default_and_no_third_value() -> None:
     early_stopping: Any = EarlyStopping
     with pytest.raises(TypeError, match="mode"):

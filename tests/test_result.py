@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from helpers import small_trainer, some_batches
-from loopwright import ConfigError, Result
+from loopwright import ConfigError, Progress, Result
 from loopwright.callbacks import EarlyStopping
 
 
@@ -49,6 +49,18 @@ def drawn(figure: Figure) -> dict[str, dict[str, list[tuple[float, float]]]]:
         }
         for ax in figure.axes
     }
+
+
+def test_a_result_prints_as_one_line_without_its_history() -> None:
+    rows = [{"epoch": 1, "step": 4, "train/loss": 2.0}, {"epoch": 2, "step": 6, "train/loss": 0.5, "val/loss": 0.25}]
+    result = Result(rows, "steps", Progress(epoch=1, batch=2, step=6))
+    losses = "train/loss=0.5, val/loss=0.25"
+    assert str(result) == f"Result(1 epoch, 2 batches of the next, 6 steps, stop_reason='steps', {losses})"
+    restored = Result(rows, "enough", Progress(epoch=2, step=1), restored_epoch=1)
+    assert repr(restored) == f"Result(2 epochs, 1 step, stop_reason='enough', restored_epoch=1, {losses})"
+    assert repr(Result([], "epochs")) == "Result(0 epochs, 0 steps, stop_reason='epochs')"
+    assert restored == Result(list(rows), "enough", Progress(epoch=2, step=1), restored_epoch=1)
+    assert restored != result
 
 
 def test_each_metric_has_a_panel_with_its_train_and_val_values(figures: list[Figure], tmp_path: Path) -> None:

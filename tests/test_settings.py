@@ -167,6 +167,75 @@ def test_a_misspelt_choice_names_the_nearest() -> None:
         assert nearest in caught.value.fix
 
 
+class Unreset:
+    def update(self, predictions: Any, targets: Any) -> None: ...
+
+    def compute(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("metrics", "what", "fix"),
+    [
+        ({"accuracy": MAE}, "the class MeanAbsoluteError, and not an instance", "{'accuracy': MeanAbsoluteError()}"),
+        ({"acc": Unreset()}, "of type Unreset, which has no reset", "metrics={'acc': ...}"),
+        ({"acc": print}, "which has no reset, no update, no compute", "metrics={'acc': ...}"),
+        ({"val/acc": MAE()}, "a metric is named 'val/acc'", "metrics={'acc': ...}"),
+        ([MAE()], "metrics is a list", "{'mean_absolute_error': MeanAbsoluteError()}"),
+        (Unreset, "metrics is the class Unreset", "{'accuracy': Accuracy()}"),
+    ],
+)
+def test_what_is_said_of_a_metric_uses_the_name_that_was_given(metrics: Any, what: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _make(metrics=metrics)
+    assert what in caught.value.what
+    assert fix in caught.value.fix
+
+
+def test_a_prefix_in_a_metrics_name_is_said_to_be_added() -> None:
+    with pytest.raises(ConfigError, match="the prefix is added: 'acc' is logged as 'val/acc'"):
+        _make(metrics={"val/acc": MAE()})
+
+
+@pytest.mark.parametrize(
+    ("value", "fix"),
+    [
+        ("5", "epochs=5, without the quotes"),
+        (2.5, "epochs=2"),
+        (10.0, "epochs=10, without the point"),
+        (0.5, "for example epochs=1"),
+        ("0", "for example epochs=1"),
+        ("many", "for example epochs=1"),
+        (math.inf, "for example epochs=1"),
+        (math.nan, "for example epochs=1"),
+    ],
+)
+def test_a_count_that_is_nearly_one_is_answered_with_that_count(value: Any, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _make().fit(ragged(2), epochs=value)
+    assert caught.value.fix == fix
+
+
+def test_a_numpy_array_for_a_loader_is_answered_with_the_loader_to_make_of_it() -> None:
+    array = torch.randn(8, 3).numpy()
+    for data in ((array,), (ragged(2), array)):
+        with pytest.raises(ConfigError, match=r"is an array of shape \(8, 3\)") as caught:
+            _make().fit(*data, epochs=1)
+        assert "DataLoader(TensorDataset(torch.from_numpy(inputs)" in caught.value.fix
+
+
+def test_the_class_of_arrays_is_a_class_and_no_array() -> None:
+    kind: Any = type(torch.zeros(1).numpy())
+    with pytest.raises(ConfigError, match="train is the class ndarray"):
+        _make().fit(kind, epochs=1)
+
+
+def test_a_trainer_prints_as_one_line_with_its_model_optimizer_and_progress() -> None:
+    trainer = _make()
+    trainer.fit(ragged(2), epochs=1)
+    assert repr(trainer) == f"Trainer(Linear, SGD, {trainer.state.progress})"
+
+
 def test_settings_that_do_nothing_together_are_taken() -> None:
     assert _make(clip_norm=math.inf, seed=0, accumulate=7).fit(ragged(2), epochs=1).progress.step == 1
     assert _make(seed=2**32 - 1, metrics={}, callbacks=()).fit(ragged(2), steps=1).progress.step == 1

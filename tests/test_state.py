@@ -18,7 +18,9 @@ from torch import nn
 import loopwright
 from helpers import At, line, line_trainer, ragged
 from loopwright import (
+    Callback,
     ConfigError,
+    Output,
     Progress,
     State,
     Trainer,
@@ -254,6 +256,51 @@ def test_a_device_that_is_not_to_be_had_is_an_error_when_the_trainer_is_made(dev
     assert caught.value.why
     assert 'device="auto"' in caught.value.fix
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("device", "fix"),
+    [("gpu", "did you mean 'cuda'?"), ("GPU:0", "did you mean 'cuda'?"), ("metal", "did you mean 'mps'?")],
+)
+def test_a_device_that_nobody_calls_so_is_answered_with_the_nearest(device: str, fix: str) -> None:
+    model = line()
+    with pytest.raises(ConfigError, match="no device of torch's is called so") as caught:
+        Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), device=device)
+    assert fix in caught.value.fix
+
+
+class Reads(Callback):
+    """Reads a metric at the end of each batch."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_batch_end(self, state: State, output: Output) -> None:
+        state.metrics[self.name]
+
+
+@pytest.mark.parametrize("name", ["val/loss", "val_loss"])
+def test_a_name_of_the_validation_read_before_the_first_one_is_said_to_be_still_to_come(name: str) -> None:
+    with pytest.raises(UnknownMetricError) as caught:
+        line_trainer(callbacks=[Reads(name)]).fit(ragged(2), ragged(2), epochs=1)
+    assert "there has been none yet" in caught.value.why
+    assert caught.value.fix == "read 'val/loss' in on_eval_end, or in on_epoch_end after a validation"
+
+
+def test_without_validation_data_no_validation_is_said_to_come() -> None:
+    trainer = line_trainer(callbacks=[Reads("val/loss")])
+    with pytest.raises(UnknownMetricError) as caught:
+        trainer.fit(ragged(2), epochs=1)
+    assert "validation" not in caught.value.why
+    assert caught.value.fix == "log it with state.log('val/loss', value) before it is read"  # not: train/loss
+
+
+def test_after_a_validation_a_misspelt_name_of_it_is_answered_with_the_nearest() -> None:
+    trainer = line_trainer()
+    trainer.fit(ragged(2), ragged(2), epochs=1)
+    for name in ("val/los", "val_loss"):
+        with pytest.raises(UnknownMetricError, match="did you mean 'val/loss'"):
+            trainer.state.metrics[name]
 
 
 def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

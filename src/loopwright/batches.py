@@ -54,6 +54,13 @@ def check_loader(name: str, data: object) -> None:
             why="its items are single samples, not batches",
             fix=f"DataLoader({name}, batch_size=32{', shuffle=True' if name == 'train' else ''})",
         )
+    shape = getattr(data, "shape", None)
+    if hasattr(data, "__array_interface__") and isinstance(shape, tuple):  # numpy's
+        raise ConfigError(
+            f"{name} is an array of shape {shape}",
+            why="it must be a loader: an iterable of batches, and they hold tensors",
+            fix="DataLoader(TensorDataset(torch.from_numpy(inputs), torch.from_numpy(targets)), batch_size=32)",
+        )
     if isinstance(data, (Tensor, str, bytes, Mapping, type)) or not (
         hasattr(data, "__iter__") or hasattr(data, "__getitem__")
     ):

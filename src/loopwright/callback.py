@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from typing_extensions import TypeVar
 
-from loopwright.errors import nearest
+from loopwright.errors import counted, nearest
 
 if TYPE_CHECKING:
     from loopwright.state import State
@@ -178,8 +178,9 @@ class Hooks(Callback[Any]):
         if error is not None:
             progress = self._state.progress
             error.add_note(
-                f"finished by then: {progress.epoch} epochs, {progress.batch} batches of the next, "
-                f"{progress.step} optimizer steps (stage {self._state.stage!r})"
+                f"finished by then: {counted(progress.epoch, 'epoch')}, "
+                f"{counted(progress.batch, 'batch', 'batches')} of the next, "
+                f"{counted(progress.step, 'optimizer step')} (stage {self._state.stage!r})"
             )
             if (origin := _origin(error, self._callbacks)) is not None:
                 error.add_note(f"raised by {_name(origin[0])} in its hook {origin[1]}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -11,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopwright.errors import ConfigError
+from loopwright.errors import ConfigError, nearest
+
+_TYPES = re.compile(r"Expected one of (.+) device type at start of device string")  # torch's words
+_OTHERS = {"gpu": "cuda", "nvidia": "cuda", "apple": "mps", "metal": "mps"}  # what people call them
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -29,12 +34,24 @@ def resolve_device(device: torch.device | str) -> torch.device:
             found = torch.device("cuda", torch.cuda.current_device())
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        if isinstance(device, str) and (known := _TYPES.search(str(error))) is not None:
+            raise _no_such_device(device, known[1].split(", ")) from error
         raise ConfigError(
             f"device={device!r} is not available here",
-            why=str(error).splitlines()[0][:160],
+            why=textwrap.shorten(str(error).splitlines()[0], 160, placeholder=" ..."),
             fix='device="auto" takes the best of "cuda", "mps" and "cpu" that there is',
         ) from error
     return found
+
+
+def _no_such_device(device: str, known: list[str]) -> ConfigError:
+    called = device.partition(":")[0].rstrip("0123456789").lower()
+    close = nearest(_OTHERS.get(called, called), known)
+    return ConfigError(
+        f"device={device!r} is not available here",
+        why="no device of torch's is called so",
+        fix=f"{close} " * bool(close) + 'device="auto" takes the best of "cuda", "mps" and "cpu" that there is',
+    )
 
 
 def place(model: nn.Module, optimizer: Optimizer, others: Iterable[object], device: torch.device) -> None:

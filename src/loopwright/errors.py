@@ -10,7 +10,7 @@ import difflib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 
@@ -276,7 +276,18 @@ class LockedError(LoopwrightError):
     id = "locked"
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The sentence ``did you mean 'x'?`` for the closest of ``names``, or an empty string."""
+def nearest(name: str, names: Iterable[str], *, called: Mapping[str, str] | None = None) -> str:
+    """The sentence ``did you mean 'x'?`` for the closest of ``names``, or an empty string.
+
+    Args:
+        name: What there is none of.
+        names: What there is.
+        called: What to call each of ``names``, if not by itself.
+    """
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else ""
+    return f"did you mean {(called[close[0]] if called else close[0])!r}?" if close else ""
+
+
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """A number with its noun, which is ``one`` of them, or ``several``; without that, an s makes the plural."""
+    return f"{number} {one if number == 1 else several or one + 's'}"

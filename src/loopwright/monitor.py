@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.state import check_name, unknown_metric
+from loopwright.state import check_name, of_stage, unknown_metric
 
 if TYPE_CHECKING:
     from loopwright.state import State
@@ -101,8 +101,9 @@ class Monitor:
                 self.name,
                 metrics,
                 why="fit was given no validation data, and " if forgotten else "",
-                fix=f"log it with state.log({self.name!r}, value), in a callback that stands earlier in the list, "
-                "or monitor one that there is",
+                fix=("trainer.fit(train, val, ...); " if forgotten else "")
+                + f"log it with state.log({self.name!r}, value), in a callback that stands earlier in the list, "
+                f"{_by_metrics(self.name)}or monitor one that there is",
             )
         if mark <= self._judged:
             return None
@@ -122,11 +123,22 @@ class Monitor:
         return True
 
 
+def _by_metrics(name: str) -> str:
+    """How ``metrics=`` would log a name of the validation, as a part of a sentence; empty for any other name."""
+    own = of_stage(name)
+    if own is None or own[0] != "val" or own[1] == "loss":
+        return ""
+    logged = f"val/{own[1]}"
+    as_what = f"as {logged!r}" if logged == name else f"as {logged!r}, with a slash: monitor that"
+    return f"or give the measure to Trainer(..., metrics={{{own[1]!r}: ...}}), which logs it {as_what}, "
+
+
 def check_validated(name: str | None, state: State) -> None:
     """Raise ConfigError where the validation loss is followed in a fit without validation data."""
-    if name == "val/loss" and state.plan.validate is None:
+    if of_stage(name) == ("val", "loss") and state.plan.validate is None:
+        slash = "" if name == "val/loss" else ", and monitor 'val/loss', with a slash"
         raise ConfigError(
             f"{name!r} is monitored, but fit was given no validation data",
             why="nothing would ever log it",
-            fix="trainer.fit(train, val, ...), or monitor 'train/loss'",
+            fix=f"trainer.fit(train, val, ...){slash}, or monitor 'train/loss'",
         )

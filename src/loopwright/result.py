@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from loopwright.errors import ConfigError
+from loopwright.errors import ConfigError, counted
 from loopwright.state import Progress, of_one_layer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _COLORS = {"train": "#2f6db3", "val": "#d9731a", "": "#4d4d4d"}  # told apart by
 _BROKEN = "#b3261e"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a fit came to.
 
@@ -41,12 +41,25 @@ class Result:
         [(1, 4), (2, 8)]
         >>> sorted(result.history[0])
         ['epoch', 'step', 'train/loss', 'val/loss']
+        >>> Trainer(model, optimizer, loss).fit(train_loader, epochs=2)  # doctest: +ELLIPSIS
+        Result(2 epochs, 8 steps, stop_reason='epochs', train/loss=...)
     """
 
     history: list[dict[str, float]]
     stop_reason: str
     progress: Progress = field(default_factory=Progress)
     restored_epoch: int | None = None
+
+    def __repr__(self) -> str:
+        """One line: how far the run has come, why it ended, and the losses of its last row."""
+        done, last = self.progress, self.history[-1] if self.history else {}
+        facts = [counted(done.epoch, "epoch"), counted(done.step, "step"), f"stop_reason={self.stop_reason!r}"]
+        if done.batch:
+            facts.insert(1, f"{counted(done.batch, 'batch', 'batches')} of the next")
+        if self.restored_epoch is not None:
+            facts.append(f"restored_epoch={self.restored_epoch}")
+        facts += [f"{name}={last[name]:.6g}" for name in ("train/loss", "val/loss") if name in last]
+        return f"Result({', '.join(facts)})"
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the learning curves into a picture: a panel a metric, its train and val values together.

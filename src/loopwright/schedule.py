@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,13 +18,12 @@ if TYPE_CHECKING:
 def check_count(name: str, value: object) -> None:
     """Raise ConfigError unless ``value`` is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(
-            f"{name} is {value!r}",
-            why="it must be a whole number of at least 1",
-            fix=f"{name}={value:.0f}, without the point"
-            if isinstance(value, float) and value.is_integer() and value >= 1
-            else f"for example {name}=1",
-        )
+        fix = f"for example {name}=1"
+        if isinstance(value, float) and 1 <= value < math.inf:
+            fix = f"{name}={math.floor(value)}" + (", without the point" if value.is_integer() else "")
+        elif isinstance(value, str) and value.isdecimal() and int(value) >= 1:
+            fix = f"{name}={int(value)}, without the quotes"
+        raise ConfigError(f"{name} is {value!r}", why="it must be a whole number of at least 1", fix=fix)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -111,7 +112,7 @@ def check_metrics(metrics: object) -> dict[str, Metric]:
         raise ConfigError(
             f"metrics is {describe(metrics)}",
             why="each metric needs a name to be logged by",
-            fix="metrics={'mae': torchmetrics.MeanAbsoluteError()}; a collection goes under a name of its own too",
+            fix=f"metrics={{{_named(metrics)}}}; a collection goes under a name of its own too",
         )
     for name, metric in metrics.items():
         check_name(name)
@@ -119,13 +120,41 @@ def check_metrics(metrics: object) -> dict[str, Metric]:
             raise ConfigError(
                 "a metric is named 'loss'", why="that is the loss's own name", fix="another one, such as 'mae'"
             )
-        if isinstance(metric, type) or not isinstance(metric, Metric):
+        stage, _, rest = name.partition("/")
+        if stage in ("train", "val", "test") and rest:
             raise ConfigError(
-                f"the metric {name!r} is {metric!r}",
-                why="a metric is an object with update, compute and reset",
-                fix="metrics={'mae': torchmetrics.MeanAbsoluteError()}: an instance, not a class or a function",
+                f"a metric is named {name!r}",
+                why=f"the prefix is added: {rest!r} is logged as 'val/{rest}' in validation, and as 'test/{rest}' in "
+                "evaluate",
+                fix=f"metrics={{{rest!r}: ...}}",
+            )
+        if isinstance(metric, type):
+            raise ConfigError(
+                f"the metric {name!r} is the class {metric.__name__}, and not an instance of it",
+                why="a metric is an object, which keeps what it has seen",
+                fix=f"metrics={{{name!r}: {metric.__name__}()}}",
+            )
+        missing = [method for method in _METHODS if not callable(getattr(metric, method, None))]
+        if missing:
+            raise ConfigError(
+                f"the metric {name!r} is {describe(metric)}, which has no {', no '.join(missing)}",
+                why="a metric is an object with reset(), update(predictions, targets) and compute()",
+                fix=f"metrics={{{name!r}: ...}} with an instance of a class that has these three",
             )
     return dict(metrics)
+
+
+_METHODS = ("reset", "update", "compute")
+
+
+def _named(metrics: object) -> str:
+    """How to write the item of the dict for what was given without a name."""
+    first = next(iter(metrics), None) if isinstance(metrics, (list, tuple)) else metrics
+    called = first.__name__ if isinstance(first, type) else type(first).__name__
+    if not all(hasattr(first, method) for method in _METHODS):
+        return "'accuracy': Accuracy()"
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", called).lower()
+    return f"{name!r}: {called}()"
 
 
 def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:

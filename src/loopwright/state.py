@@ -93,7 +93,7 @@ class Metrics(Mapping[str, float]):
     A value may still be on the accelerator: reading it here is what waits for the device.
     """
 
-    __slots__ = ("_held", "_mark", "_marks", "_prefix", "_values", "reads")
+    __slots__ = ("_held", "_mark", "_marks", "_prefix", "_values", "reads", "validated")
 
     def __init__(self) -> None:
         self._values: dict[str, float | Tensor] = {}
@@ -101,6 +101,7 @@ class Metrics(Mapping[str, float]):
         self._mark = 0
         self._prefix, self._held = "", _NOTHING  # a step's values, as they came: most are replaced before anyone asks
         self.reads: int = 0  # how often a value was fetched from a tensor
+        self.validated: bool = False  # whether the present call has validation data, which a missing name may await
 
     def hold(self, prefix: str, values: Mapping[str, float | Tensor]) -> None:
         """Store the newest values of several names under one prefix."""
@@ -126,11 +127,21 @@ class Metrics(Mapping[str, float]):
         try:
             value = self._values[name]
         except KeyError:
-            raise unknown_metric(name, self._values) from None
+            raise unknown_metric(name, self._values, *self._awaited(name)) from None
         if isinstance(value, Tensor):
             self.reads += 1
             value = self._values[name] = float(value.item())
         return value
+
+    def _awaited(self, name: str) -> tuple[str, str]:
+        """Why a name of the validation is not there yet, and where to read it; or how to log any other."""
+        own = of_stage(name)
+        if not self.validated or own is None or own[0] != "val" or any(k.startswith("val/") for k in self._values):
+            return "", f"log it with state.log({name!r}, value) before it is read"
+        return (
+            "it is the validation that logs such a name, and there has been none yet; ",
+            f"read 'val/{own[1]}' in on_eval_end, or in on_epoch_end after a validation",
+        )
 
     def __contains__(self, name: object) -> bool:
         if self._held:
@@ -208,8 +219,26 @@ def unknown_metric(name: str, known: Mapping[str, object], why: str = "", fix: s
     return UnknownMetricError(
         f"there is no metric {name!r}",
         why=f"{why}the names logged so far are: {listed}",
-        fix=nearest(name, known) or fix,
+        fix=_likeliest(name, known) or fix,
     )
+
+
+_STAGED = re.compile(r"(train|val|test)[/_](.+)")
+
+
+def of_stage(name: object) -> tuple[str, str] | None:
+    """The stage and the rest of a name such as ``val/loss``, or ``val_loss`` as others write it; else None."""
+    found = _STAGED.fullmatch(name) if isinstance(name, str) else None
+    return None if found is None else (found[1], found[2])
+
+
+def _likeliest(name: str, known: Mapping[str, object]) -> str:
+    """The nearest of the known names; a name of one stage is not taken for one of another."""
+    own = of_stage(name)
+    if own is None:
+        return nearest(name, known)
+    alike = {other[1]: key for key in known if (other := of_stage(key)) is not None and other[0] == own[0]}
+    return nearest(own[1], alike, called=alike)
 
 
 _NAME = re.compile(r"[^\W_][^\\]*")

@@ -187,6 +187,10 @@ class Trainer(Generic[Model, Batch]):
         self._zero_grad: Callable[[], None] = optimizer.zero_grad  # and what the model has beside them
         self._step_optimizer: Callable[[], object] = optimizer.step  # made anew by each fit, as a copy needs its own
 
+    def __repr__(self) -> str:
+        state = self.state
+        return f"Trainer({type(state.model).__name__}, {type(state.optimizer).__name__}, {state.progress})"
+
     def fit(
         self,
         train: Iterable[Batch],
@@ -835,6 +839,7 @@ class Trainer(Generic[Model, Batch]):
         self._check_idle(stage)
         self._running = True
         state.stage, state.plan = stage, plan
+        state.metrics.validated = plan.validate is not None
         try:
             place(state.model, state.optimizer, (self._loss, *self._settings.metrics.values()), state.device)
             with contextlib.ExitStack() as stack:

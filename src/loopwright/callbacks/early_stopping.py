@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from loopwright.callback import Callback
-from loopwright.errors import ConfigError
+from loopwright.errors import ConfigError, counted
 from loopwright.forms import Count, check_form
 from loopwright.monitor import Mode, Monitor, check_validated
 from loopwright.schedule import check_count
@@ -105,7 +105,7 @@ class EarlyStopping(Callback[Any]):
         self.waited += 1
         if self.waited >= self.patience:
             best = "none was finite" if self.best is None else f"the best is {self.best:.6g} in epoch {self.best_epoch}"
-            state.stop(f"{self.monitor} did not improve in {self.waited} evaluations; {best}")
+            state.stop(f"{self.monitor} did not improve in {counted(self.waited, 'evaluation')}; {best}")
 
     def state_dict(self) -> dict[str, Any]:
         """The count, the best value, its epoch and its weights."""
