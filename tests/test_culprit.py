@@ -479,6 +479,38 @@ def test_the_search_leaves_everything_as_it_was(made: dict[str, Any], monkeypatc
         assert one[kind] == other[kind], kind
 
 
+class Expanded(nn.Module):
+    """A buffer that is one number seen four times, and may be written to through that number."""
+
+    def __init__(self, *, writes: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.writes, self.calls = nn.Linear(3, 4), nn.Linear(4, 1), writes, 0
+        self.number = [torch.ones(1)]  # in a list, so that nothing else puts it back
+        self.register_buffer("many", self.number[0].expand(4))
+        self.states: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        if self.writes:
+            self.number[0].add_(1)
+        hidden = F.dropout(self.first(inputs) * self.many.clone(), 0.3)
+        self.states.append(torch.get_rng_state())
+        out: Tensor = self.last((hidden * 0 - 1).log() if self.calls >= 3 else hidden)
+        return out
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_an_expanded_buffer_does_not_keep_the_rest_from_being_put_back(writes: bool) -> None:
+    model = Expanded(writes=writes)
+    error = caught(model, loader(), accumulate=4)
+    assert (error.operation, error.batch, len(model.states)) == ("log", 3, 4)
+    assert "put back" not in str(error)
+    assert all(p.grad is not None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), model.states[2])
+    assert model.many.tolist() == [4.0 if writes else 1.0] * 4
+    assert model.calls == 3
+
+
 def test_what_the_second_run_raises_does_not_hide_the_error() -> None:
     calls = 0
 
