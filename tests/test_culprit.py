@@ -579,8 +579,10 @@ def test_in_a_window_the_batch_at_fault_is_named_as_far_as_it_is_known(bad: int)
     error = caught(line(), batches, step=step, clip_norm=1.0, accumulate=3)
     assert error.parameters == ["weight", "bias"]
     if bad == 2:
-        assert (error.cause, error.operation) == ("backward", "sqrt")
+        assert (error.cause, error.operation, error.batch) == ("backward", "sqrt", 3)
+        assert "in epoch 1, batch 3, at optimizer step 1, in the window of batches 1 to 3" in error.what
     else:
+        assert (error.batch, error.samples) == (1, None)
         assert "in one of the batches 1 to 2 of the window" in str(error)
 
 
