@@ -296,6 +296,15 @@ FAULTS: dict[str, Fault] = {
         loader,
         {"clip_norm": 1.0},
     ),
+    "an input beyond fp16": Fault(
+        lambda: Between(lambda h: h),
+        "forward",
+        "body",
+        "linear",
+        ("float16 holds numbers up to 6.55e+04; the largest that went in is 1e+05", 'fix: precision="bf16"'),
+        lambda: loader(poisoned(7, 1e5)),
+        {"precision": "fp16"},
+    ),
     "torch.where does not help": Fault(
         lambda: Between(lambda h: torch.where(h > 99, (h * 0).sqrt(), h)),
         "backward",
