@@ -127,6 +127,29 @@ def healed(h: Tensor) -> Tensor:
     return (1 / (h * 0).exp().sub(1).reciprocal()) / 0
 
 
+def column_over_zero(h: Tensor) -> Tensor:
+    h = h * 1
+    h[:, 1].div_(0.0)
+    return h
+
+
+def roots_within(h: Tensor) -> Tensor:
+    h = h * 0 - 4
+    h.view(-1)[3:5].sqrt_()
+    return h
+
+
+class Within(nn.Module):
+    """A function as a module of its own."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
+
+
 def grown(h: Tensor) -> Tensor:
     return (h * 1e30).pow(3)
 
@@ -295,6 +318,12 @@ FAULTS: dict[str, Fault] = {
         ("those of body.weight and body.bias",),
         loader,
         {"clip_norm": 1.0},
+    ),
+    "a column divided in place": Fault(
+        lambda: Between(Within(column_over_zero)), "forward", "function", "div_", ("divides by zero", "5 elements")
+    ),
+    "a part of a view written to in place": Fault(
+        lambda: Between(Within(roots_within)), "forward", "function", "sqrt_", ("no value for -4", "2 elements")
     ),
     "an input beyond fp16": Fault(
         lambda: Between(lambda h: h),

@@ -153,7 +153,12 @@ class Watch(TorchFunctionMode):
                 for tensor in outputs:
                     found = census(tensor)
                     if found is None:
-                        self._events.pop(id(tensor), None)  # mended in place
+                        mended, place = self._events.pop(id(tensor), None), _storage(tensor)
+                        if mended is not None and self._storages.get(place) is mended:
+                            del self._storages[place]
+                    elif not name and id(tensor) not in self._events and (within := self._written(tensor, inputs)):
+                        self._events[id(tensor)] = within
+                        self._kept.append(tensor)
                     elif name or id(tensor) not in self._events:  # what a module gives is mostly known from within
                         event = self._event(name, inputs, found, tensor, was)
                         event.sources.update({f"the number {number}": None for number in numbers})
@@ -163,6 +168,14 @@ class Watch(TorchFunctionMode):
             return  # there are no numbers to be read within torch.func's transforms: what they give is seen after
         finally:
             self._busy = False
+
+    def _written(self, tensor: Tensor, inputs: list[Tensor]) -> Event | None:
+        """The operation that wrote to the memory of what a module gives, through a view of it."""
+        place = _storage(tensor)
+        if any(_storage(given) == place for given in inputs if id(given) in self._events):
+            return None  # it came in as it is
+        event = self._storages.get(place)
+        return event if event is not None and event.facts.operation else None
 
     def _event(
         self, name: str, inputs: list[Tensor], found: Census, output: Tensor, was: tuple[float, float] | None
