@@ -21,7 +21,7 @@ from torch import Tensor
 from loopwright.checkpoint import MANIFEST, MODEL, Contents, list_checkpoints, read_checkpoint
 from loopwright.doctor import as_text, examine
 from loopwright.errors import CheckpointError, LoopwrightError
-from loopwright.explain_command import MisnamedError, check_writable, find_trainer, write
+from loopwright.explain_command import MisnamedError, find_trainer, write
 from loopwright.plain import encode
 
 
@@ -86,8 +86,6 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     try:
-        if options.output is not None:
-            check_writable(options.output)  # before the module runs, which may take its time
         text = find_trainer(options.object).explain(callbacks=options.callbacks)
         if options.output is None:
             print(text, end="")
