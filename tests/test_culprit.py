@@ -78,6 +78,24 @@ class Own(torch.autograd.Function):
         return grad
 
 
+class Backwards(torch.autograd.Function):
+    """Nothing is wrong with it but its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * math.nan
+
+
+class Ste(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = Backwards.apply(inputs)  # type: ignore[no-untyped-call]  # torch has no annotation there
+        return out
+
+
 class Opaque(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         out: Tensor = Own.apply(inputs)  # type: ignore[no-untyped-call]  # torch has no annotation there
@@ -334,6 +352,27 @@ FAULTS: dict[str, Fault] = {
         lambda: loader(poisoned(7, 1e5)),
         {"precision": "fp16"},
     ),
+    "a backward of one's own": Fault(
+        lambda: nn.Sequential(nn.Linear(3, 4), Ste(), nn.Linear(4, 4), nn.Linear(4, 1)),
+        "backward",
+        "1",
+        "Backwards",
+        ("those of 0.weight and 0.bias",),
+        loader,
+        {"clip_norm": 1.0},
+    ),
+    "a backward of one's own in the step": Fault(
+        line,
+        "backward",
+        None,
+        "Backwards",
+        ("Backwards in the loss or the step, outside of the model",),
+        loader,
+        {
+            "clip_norm": 1.0,
+            "step": lambda model, batch: Output(F.mse_loss(Ste().forward(model(batch[0])), batch[1])),
+        },
+    ),
     "torch.where does not help": Fault(
         lambda: Between(lambda h: torch.where(h > 99, (h * 0).sqrt(), h)),
         "backward",
@@ -524,6 +563,7 @@ class Expanded(nn.Module):
         super().__init__()
         self.first, self.last, self.writes, self.calls = nn.Linear(3, 4), nn.Linear(4, 1), writes, 0
         self.number = [torch.ones(1)]  # in a list, so that nothing else puts it back
+        self.many: Tensor
         self.register_buffer("many", self.number[0].expand(4))
         self.states: list[Tensor] = []
 
