@@ -78,6 +78,24 @@ class Own(torch.autograd.Function):
         return grad
 
 
+class Backwards(torch.autograd.Function):
+    """Nothing is wrong with it but its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * math.nan
+
+
+class Ste(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = Backwards.apply(inputs)  # type: ignore[no-untyped-call]  # torch has no annotation there
+        return out
+
+
 class Opaque(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         out: Tensor = Own.apply(inputs)  # type: ignore[no-untyped-call]  # torch has no annotation there
@@ -125,6 +143,29 @@ def in_place(h: Tensor) -> Tensor:
 def healed(h: Tensor) -> Tensor:
     """An infinity that goes nowhere, and a fault after it."""
     return (1 / (h * 0).exp().sub(1).reciprocal()) / 0
+
+
+def column_over_zero(h: Tensor) -> Tensor:
+    h = h * 1
+    h[:, 1].div_(0.0)
+    return h
+
+
+def roots_within(h: Tensor) -> Tensor:
+    h = h * 0 - 4
+    h.view(-1)[3:5].sqrt_()
+    return h
+
+
+class Within(nn.Module):
+    """A function as a module of its own."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
 
 
 def grown(h: Tensor) -> Tensor:
@@ -295,6 +336,42 @@ FAULTS: dict[str, Fault] = {
         ("those of body.weight and body.bias",),
         loader,
         {"clip_norm": 1.0},
+    ),
+    "a column divided in place": Fault(
+        lambda: Between(Within(column_over_zero)), "forward", "function", "div_", ("divides by zero", "5 elements")
+    ),
+    "a part of a view written to in place": Fault(
+        lambda: Between(Within(roots_within)), "forward", "function", "sqrt_", ("no value for -4", "2 elements")
+    ),
+    "an input beyond fp16": Fault(
+        lambda: Between(lambda h: h),
+        "forward",
+        "body",
+        "linear",
+        ("float16 holds numbers up to 6.55e+04; the largest that went in is 1e+05", 'fix: precision="bf16"'),
+        lambda: loader(poisoned(7, 1e5)),
+        {"precision": "fp16"},
+    ),
+    "a backward of one's own": Fault(
+        lambda: nn.Sequential(nn.Linear(3, 4), Ste(), nn.Linear(4, 4), nn.Linear(4, 1)),
+        "backward",
+        "1",
+        "Backwards",
+        ("those of 0.weight and 0.bias",),
+        loader,
+        {"clip_norm": 1.0},
+    ),
+    "a backward of one's own in the step": Fault(
+        line,
+        "backward",
+        None,
+        "Backwards",
+        ("Backwards in the loss or the step, outside of the model",),
+        loader,
+        {
+            "clip_norm": 1.0,
+            "step": lambda model, batch: Output(F.mse_loss(Ste().forward(model(batch[0])), batch[1])),
+        },
     ),
     "torch.where does not help": Fault(
         lambda: Between(lambda h: torch.where(h > 99, (h * 0).sqrt(), h)),
@@ -479,6 +556,39 @@ def test_the_search_leaves_everything_as_it_was(made: dict[str, Any], monkeypatc
         assert one[kind] == other[kind], kind
 
 
+class Expanded(nn.Module):
+    """A buffer that is one number seen four times, and may be written to through that number."""
+
+    def __init__(self, *, writes: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.writes, self.calls = nn.Linear(3, 4), nn.Linear(4, 1), writes, 0
+        self.number = [torch.ones(1)]  # in a list, so that nothing else puts it back
+        self.many: Tensor
+        self.register_buffer("many", self.number[0].expand(4))
+        self.states: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        if self.writes:
+            self.number[0].add_(1)
+        hidden = F.dropout(self.first(inputs) * self.many.clone(), 0.3)
+        self.states.append(torch.get_rng_state())
+        out: Tensor = self.last((hidden * 0 - 1).log() if self.calls >= 3 else hidden)
+        return out
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_an_expanded_buffer_does_not_keep_the_rest_from_being_put_back(writes: bool) -> None:
+    model = Expanded(writes=writes)
+    error = caught(model, loader(), accumulate=4)
+    assert (error.operation, error.batch, len(model.states)) == ("log", 3, 4)
+    assert "put back" not in str(error)
+    assert all(p.grad is not None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), model.states[2])
+    assert model.many.tolist() == [4.0 if writes else 1.0] * 4
+    assert model.calls == 3
+
+
 def test_what_the_second_run_raises_does_not_hide_the_error() -> None:
     calls = 0
 
@@ -547,8 +657,10 @@ def test_in_a_window_the_batch_at_fault_is_named_as_far_as_it_is_known(bad: int)
     error = caught(line(), batches, step=step, clip_norm=1.0, accumulate=3)
     assert error.parameters == ["weight", "bias"]
     if bad == 2:
-        assert (error.cause, error.operation) == ("backward", "sqrt")
+        assert (error.cause, error.operation, error.batch) == ("backward", "sqrt", 3)
+        assert "in epoch 1, batch 3, at optimizer step 1, in the window of batches 1 to 3" in error.what
     else:
+        assert (error.batch, error.samples) == (1, None)
         assert "in one of the batches 1 to 2 of the window" in str(error)
 
 

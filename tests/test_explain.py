@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -486,6 +487,20 @@ def test_a_step_before_a_fit_gets_batches_of_any_nesting() -> None:
     assert torch.equal(model.weight, twin.weight)
     assert 'weight = len(batch["in"][0])' not in text
     assert 'weight = len(batch["out"])' in trainer.explain()  # seen in the fit
+
+
+def test_a_measure_that_is_still_in_the_graph_is_read_without_a_warning() -> None:
+    def step(model: nn.Module, batch: Any) -> Output:
+        error = model(batch[0]) - batch[1]
+        return Output(error.square().mean(), metrics={"mae": error.abs().mean(), "size": len(batch[0])})
+
+    model, twin = line(), line()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), step=step, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = trainer.fit(ragged(4, 3), epochs=2)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+        assert run_alone(trainer.explain(), twin, optimizer, step, ragged(4, 3)) == result.history
 
 
 def test_the_size_of_a_batch_is_read_where_the_fit_has_seen_it() -> None:

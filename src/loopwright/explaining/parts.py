@@ -80,7 +80,7 @@ def read(f: Facts) -> Lines:
         lines += [
             '    values = {"loss": loss.item()}',
             '    for name, value in getattr(output, "metrics", {}).items():',
-            "        values[name] = float(value)",
+            '        values[name] = float(value.item() if hasattr(value, "item") else value)',
         ]
     lines += [
         '    weight = getattr(output, "weight", None)',

@@ -230,8 +230,13 @@ class Culprit:
     def _of_gradient(self, error: NonFiniteError, seen: Seen) -> None:
         error.inexact += seen.inexact
         state, accumulate = self._state, self._state.plan.accumulate
+        first, here = state.progress.batch // accumulate * accumulate + 1, state.progress.batch + 1
         if accumulate > 1 and not seen.bad_gradients:
             error.samples = None  # another batch of the window is at fault
+        elif first < here:  # its last batch is, whichever others may be
+            error.what = error.what.replace(f"batch {error.batch},", f"batch {here},")
+            error.what += f", in the window of batches {first} to {here}"
+            error.batch = here
         bad, all_finite = joined(error.parameters), not error.parameters
         if all_finite:
             error.details.append("where: every gradient is finite by itself, but the sum of their squares is not")
@@ -244,11 +249,10 @@ class Culprit:
             error.why, error.fix = backward_reason(place.operation)
         else:
             error.details.append(f"gradients: not finite are those of {bad}")
-            first = state.progress.batch // accumulate * accumulate
-            if accumulate > 1 and not seen.bad_gradients and first < state.progress.batch:
+            if accumulate > 1 and not seen.bad_gradients and first < here:
                 error.details.append(
-                    f"where: in one of the batches {first + 1} to {state.progress.batch} of the window; run once more, "
-                    f"batch {state.progress.batch + 1} gave finite gradients"
+                    f"where: in one of the batches {first} to {here - 1} of the window; run once more, batch {here} "
+                    "gave finite gradients"
                 )
             elif seen.gradients and not seen.bad_gradients:
                 error.details.append("where: run once more, the batch gave finite gradients; a hook may change them")

@@ -100,6 +100,8 @@ class Facts:
 def forward_reason(facts: Facts) -> tuple[str, str]:
     """Why the operation gave it, and the fix."""
     name, low = facts.operation, facts.low
+    if facts.dtype == torch.float16 and _largest(facts) > torch.finfo(torch.float16).max:
+        return _overflow(facts)  # it was infinite as soon as it was brought into that format
     if name in _LOGARITHMS and low is not None:
         return (
             f"it has no finite value at or below {-1 if name == 'log1p' else 0}, and was asked for that of {low:.4g}",
@@ -133,9 +135,15 @@ def forward_reason(facts: Facts) -> tuple[str, str]:
     return _overflow(facts)
 
 
+def _largest(facts: Facts) -> float:
+    return max((abs(x) for x in (facts.low, facts.high) if x is not None), default=0.0)
+
+
 def _overflow(facts: Facts) -> tuple[str, str]:
-    largest = max((abs(x) for x in (facts.low, facts.high) if x is not None), default=None)
-    reached = "" if largest is None else f"; the largest that went in is {largest:.4g}"
+    limit = f"{facts.dtype}".removeprefix("torch.") + f" holds numbers up to {torch.finfo(facts.dtype).max:.4g}"
+    reached = "" if facts.low is None else f"; the largest that went in is {_largest(facts):.4g}"
+    if facts.dtype == torch.float16 and (not facts.nan or _largest(facts) > torch.finfo(torch.float16).max):
+        return f"{limit}{reached}", 'precision="bf16", whose range is that of fp32, or that part in fp32'
     if facts.nan and not facts.infinite:
         return f"it has no value for some of what went in{reached}", "a look at what is given to it there"
     if facts.infinite and facts.nan:
@@ -143,9 +151,6 @@ def _overflow(facts: Facts) -> tuple[str, str]:
             f"an infinity went in, and inf - inf, 0 * inf and inf / inf are NaN{reached}",
             "a look at where the infinity comes from",
         )
-    limit = f"{facts.dtype}".removeprefix("torch.") + f" holds numbers up to {torch.finfo(facts.dtype).max:.4g}"
-    if facts.dtype == torch.float16:
-        return f"{limit}{reached}", 'precision="bf16", whose range is that of fp32, or that part in fp32'
     if facts.operation in _EXPONENTIALS:
         return f"{limit}{reached}", "subtract the maximum first (torch.logsumexp, torch.softmax do), or clamp"
     return f"{limit}{reached}", f"a {_MARGIN}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from loopwright.nonfinite.census import census, same, tensors_in
 from loopwright.nonfinite.watch import Event, Place, Watch
@@ -106,7 +107,8 @@ def run_again(
     named.update({f"parameter {name}": p for name, p in model.named_parameters(remove_duplicate=False)})
     named.update({f"buffer {name}": b for name, b in model.named_buffers(remove_duplicate=False)})
     modules = [*model.modules(), *(m for other in others if isinstance(other, nn.Module) for m in other.modules())]
-    with _untouched(modules, replay) as moved, warnings.catch_warnings(), _eagerly():
+    lost: list[str] = []
+    with _untouched(modules, replay, lost) as moved, warnings.catch_warnings(), _eagerly():
         warnings.simplefilter("ignore")
         watch = Watch(model, named)
         before = moved()
@@ -118,7 +120,8 @@ def run_again(
         computed = backward and not chain and loss.requires_grad
         if computed:
             place, bad = watch.backward(loss, dict(model.named_parameters()))
-        return Seen(output.detached(), float(loss.detach()), chain, place, computed, bad, inexact)
+        output, number = output.detached(), float(loss.detach())
+    return Seen(output, number, chain, place, computed, bad, (*inexact, *lost))
 
 
 def _eagerly() -> contextlib.AbstractContextManager[object]:
@@ -130,14 +133,14 @@ def _eagerly() -> contextlib.AbstractContextManager[object]:
 
 
 @contextlib.contextmanager
-def _untouched(modules: Iterable[nn.Module], replay: Replay) -> Iterator[Callable[[], _Moved]]:
-    """Everything put back at the end; gives a look at what has moved."""
+def _untouched(modules: Iterable[nn.Module], replay: Replay, lost: list[str]) -> Iterator[Callable[[], _Moved]]:
+    """Everything put back at the end; gives a look at what has moved. What cannot be put back is told in ``lost``."""
     modules = list({id(m): m for m in modules}.values())
     now = RandomState.capture()
     plain = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     attributes = [(held, dict(held)) for m in plain for held in (vars(m), m._buffers)]
-    parameters = [p for m in modules for p in m.parameters(recurse=False)]
-    buffers = {id(b): b for m in modules for b in m.buffers(recurse=False)}
+    parameters = [p for m in modules for p in m.parameters(recurse=False) if not is_lazy(p)]
+    buffers = {id(b): b for m in modules for b in m.buffers(recurse=False) if not is_lazy(b)}
     copies = [(t, t.detach().clone()) for t in (*parameters, *buffers.values())]
     gradients = [(p, p.grad) for p in parameters]
     enabled = torch.is_grad_enabled()
@@ -151,15 +154,30 @@ def _untouched(modules: Iterable[nn.Module], replay: Replay) -> Iterator[Callabl
         yield lambda: _Moved(RandomState.capture(), copies)
     finally:
         torch.set_grad_enabled(enabled)
+        now.restore()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
         for held, before in attributes:
             for name in held.keys() - before.keys():
                 del held[name]
             held.update(before)
         for tensor, copy in copies:
-            tensor.data.copy_(copy)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        now.restore()
+            try:
+                _put_back(tensor, copy)
+            except RuntimeError as problem:  # the others are to be put back all the same
+                lost.append(f"a tensor of shape {tuple(copy.shape)} could not be put back: {problem}")
+
+
+def _put_back(tensor: Tensor, copy: Tensor) -> None:
+    """A tensor's values are what they were. One that was not written to is left alone."""
+    if same(tensor.detach(), copy):
+        return
+    target = tensor.data
+    if copy.layout == torch.strided and target.shape == copy.shape:
+        for dimension, stride in enumerate(target.stride()):
+            if stride == 0 and target.shape[dimension] > 1:  # expanded: one number stands for all, and takes one write
+                target, copy = target.narrow(dimension, 0, 1), copy.narrow(dimension, 0, 1)
+    target.copy_(copy)
 
 
 @dataclass(frozen=True)

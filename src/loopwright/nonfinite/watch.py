@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import dataclasses
 import math
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from loopwright.nonfinite.census import Census, census, span, tensors_in
 from loopwright.nonfinite.reasons import CONSTANTS, UNSET, Facts
 
 UNKNOWN = "something that was there before the step"
+_NUMBERED = re.compile(r"Backward\d+$")
 _TORCH, _OWN = Path(torch.__file__).parent, Path(__file__).parent.parent
 _END = str(Path(__file__).parent / "rerun.py")  # the frame that runs the step; beyond it is what calls fit
 
@@ -79,10 +81,12 @@ class Watch(TorchFunctionMode):
         self._names = {id(module): name for name, module in model.named_modules()}
         self._sources = {id(tensor): name for name, tensor in named.items()}
         self._stack: list[nn.Module] = []
+        self._since: list[int] = []  # the number when each of them was entered
         self._kept: list[Tensor] = []  # no number of theirs is given to another tensor while they live
         self._events: dict[int, Event] = {}
         self._storages: dict[int, Event] = {}
-        self._places: list[tuple[int, Place]] = []  # by the numbers that autograd gives to operations
+        self._places: list[tuple[int, int, Place]] = []  # by the numbers that autograd gives to what runs: from, up to
+        self._spans: list[tuple[int, int, Place]] = []  # those of the modules; the inner ones come first
         self._count = 0
         self._busy = False
         self._thread = threading.get_ident()
@@ -96,7 +100,10 @@ class Watch(TorchFunctionMode):
         inputs = [tensor for _, tensor in tensors_in((args, kwargs or {}), "")]
         written = inputs[0] if inputs and (name.endswith("_") or name == "__setitem__") else None  # in place
         was = None if written is None else self._span(written)
+        first = _next_number()
         returned = func(*args, **(kwargs or {}))
+        if (after := _next_number()) > first:
+            self._places.append((first, after, self._place(name)))
         if name not in UNSET:
             numbers = [x for x in args if isinstance(x, float) and not math.isfinite(x)]
             self._saw(name, inputs, written if name == "__setitem__" else returned, was, numbers)
@@ -127,12 +134,16 @@ class Watch(TorchFunctionMode):
     def _enters(self, module: nn.Module, inputs: Any) -> None:
         if threading.get_ident() == self._thread:
             self._stack.append(module)
+            self._since.append(_next_number())
 
     def _leaves(self, module: nn.Module, inputs: Any, keywords: Any, returned: Any) -> None:
         if threading.get_ident() == self._thread and module in self._stack:
             self._saw("", [tensor for _, tensor in tensors_in((inputs, keywords), "")], returned)
-            while self._stack.pop() is not module:
-                pass
+            place, after = dataclasses.replace(self._place(""), line=None), _next_number()
+            left = None
+            while left is not module:
+                left, first = self._stack.pop(), self._since.pop()
+            self._spans.append((first, after, place))
 
     def _saw(
         self,
@@ -147,13 +158,15 @@ class Watch(TorchFunctionMode):
             with torch.no_grad():
                 outputs = [tensor for _, tensor in tensors_in(returned, "")]
                 self._count += 1
-                made = [t.grad_fn._sequence_nr() for t in outputs if t.grad_fn is not None] if name else []
-                if made:
-                    self._places.append((max(made), self._place(name)))
                 for tensor in outputs:
                     found = census(tensor)
                     if found is None:
-                        self._events.pop(id(tensor), None)  # mended in place
+                        mended, place = self._events.pop(id(tensor), None), _storage(tensor)
+                        if mended is not None and self._storages.get(place) is mended:
+                            del self._storages[place]
+                    elif not name and id(tensor) not in self._events and (within := self._written(tensor, inputs)):
+                        self._events[id(tensor)] = within
+                        self._kept.append(tensor)
                     elif name or id(tensor) not in self._events:  # what a module gives is mostly known from within
                         event = self._event(name, inputs, found, tensor, was)
                         event.sources.update({f"the number {number}": None for number in numbers})
@@ -163,6 +176,14 @@ class Watch(TorchFunctionMode):
             return  # there are no numbers to be read within torch.func's transforms: what they give is seen after
         finally:
             self._busy = False
+
+    def _written(self, tensor: Tensor, inputs: list[Tensor]) -> Event | None:
+        """The operation that wrote to the memory of what a module gives, through a view of it."""
+        place = _storage(tensor)
+        if any(_storage(given) == place for given in inputs if id(given) in self._events):
+            return None  # it came in as it is
+        event = self._storages.get(place)
+        return event if event is not None and event.facts.operation else None
 
     def _event(
         self, name: str, inputs: list[Tensor], found: Census, output: Tensor, was: tuple[float, float] | None
@@ -238,11 +259,22 @@ class Watch(TorchFunctionMode):
         return (self._made(first[0]) if first else None), names
 
     def _made(self, node: Any) -> Place:
-        index = bisect.bisect_left([number for number, _ in self._places], node._sequence_nr())
-        plain = node.name().removesuffix("Backward0").rpartition("::")[2].lower()
-        if index == len(self._places):
-            return Place(plain, None, "", None)
-        return self._places[index][1]
+        """Where a node was made: by a call that was seen, or else somewhere within a module."""
+        number = node._sequence_nr()
+        index = bisect.bisect_right(self._places, number, key=lambda row: row[1])
+        if index < len(self._places) and self._places[index][0] <= number:
+            return self._places[index][2]
+        around = [(after - first, place) for first, after, place in self._spans if first <= number < after]
+        place = min(around, key=lambda row: row[0], default=(0, Place("", None, "", None)))[1]
+        name = node.name().rpartition("::")[2]
+        plain = name.removesuffix("Backward")  # of somebody's own class; torch's have a number at the end
+        return dataclasses.replace(place, operation=plain if plain != name else _NUMBERED.sub("", name).lower())
+
+
+def _next_number() -> int:
+    """The number that autograd will give to what runs next in this thread."""
+    number: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # torch's stub leaves it out
+    return number
 
 
 def _nodes(loss: Tensor) -> list[Any]:
