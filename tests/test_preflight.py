@@ -576,3 +576,52 @@ def test_the_name_that_the_docstring_of_a_check_gives_is_one() -> None:
     named = re.findall(r'such as ``"(.*?)"``', Check.__doc__ or "")
     assert len(named) == 1
     assert small_trainer().preflight(some_batches(1))[named[0]].verdict == "passed"
+
+
+def _vmapped(model: nn.Module, batch: Any) -> torch.Tensor:
+    parameters = dict(model.named_parameters())
+
+    def loss_of_one(inputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        prediction = torch.func.functional_call(model, parameters, (inputs[None],))
+        return nn.functional.mse_loss(prediction, target[None])
+
+    return torch.func.vmap(loss_of_one)(*batch).mean()
+
+
+def _with_gradients_of_samples(model: nn.Module, batch: Any) -> torch.Tensor:
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss_of_one(values: Any, inputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        prediction = torch.func.functional_call(model, values, (inputs[None],))
+        return nn.functional.mse_loss(prediction, target[None])
+
+    gradients = torch.func.vmap(torch.func.grad(loss_of_one), (None, 0, 0))(parameters, *batch)
+    weights = 1 / (1 + sum(gradient.flatten(1).square().sum(1) for gradient in gradients.values()))
+    return (weights[:, None] * (model(batch[0]) - batch[1]).square()).mean()
+
+
+@pytest.mark.parametrize("step", [_vmapped, _with_gradients_of_samples])
+def test_a_step_with_transforms_of_functions_is_looked_at(step: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    report = small_trainer(model=model, step=step).preflight(some_batches(3), some_batches(1))
+    assert report.ok, str(report)
+    for name in ("a training step runs", "parameters get a gradient", "two runs give the same bits"):
+        assert report[name].verdict == "passed"
+    assert not [check for check in report.checks if "the check itself" in check.evidence]
+
+
+def test_the_checks_go_by_their_names() -> None:
+    report = small_trainer().preflight(some_batches(3), some_batches(1))
+    assert [check.name for check in report.checks] == list(CHECKS)
+
+
+def test_an_error_of_a_check_is_told_in_its_row_and_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(_: object) -> Check:
+        raise ZeroDivisionError("of the check's own")
+
+    monkeypatch.setitem(CHECKS, "loss at the start", check)  # type: ignore[arg-type]  # a dict, typed as read only
+    report = small_trainer().preflight(some_batches(3), some_batches(1))
+    assert report.ok
+    assert report["loss at the start"].verdict == "not applicable"
+    assert "ZeroDivisionError: of the check's own" in report["loss at the start"].evidence
+    assert report["a training step runs"].verdict == "passed"

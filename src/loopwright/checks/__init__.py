@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from loopwright.batches import check_loader
@@ -21,27 +21,27 @@ from loopwright.checks.of_training import (
 from loopwright.checks.rehearsal import AsFound, Subject, duplicate, evaluate, in_place, names_of, train
 from loopwright.checks.sampling import sample_of
 from loopwright.checks.seen import Seen
-from loopwright.preflight import Preflight
+from loopwright.preflight import Check, Preflight
 from loopwright.randomness import deterministic_kernels, generators_of
 from loopwright.schedule import check_count
 
-CHECKS = (
-    step_runs,
-    loss_is_finite,
-    shapes,
-    loss_input,
-    labels,
-    loss_at_start,
-    parameters_reached,
-    optimizer_holds,
-    batch_norm,
-    inputs,
-    outputs_differ,
-    deterministic_steps,
-    validation_runs,
-    separate_data,
-    shuffled_classes,
-)
+CHECKS: Mapping[str, Callable[[Seen], Check]] = {
+    "a training step runs": step_runs,
+    "loss is finite": loss_is_finite,
+    "shapes of prediction and target": shapes,
+    "what the loss is given": loss_input,
+    "labels and indices": labels,
+    "loss at the start": loss_at_start,
+    "parameters get a gradient": parameters_reached,
+    "parameters in the optimizer": optimizer_holds,
+    "batch norm and batch sizes": batch_norm,
+    "inputs are normalised": inputs,
+    "outputs depend on the inputs": outputs_differ,
+    "two runs give the same bits": deterministic_steps,
+    "a validation step runs": validation_runs,
+    "training and validation apart": separate_data,
+    "order of the classes": shuffled_classes,
+}
 
 
 def preflight(
@@ -60,7 +60,15 @@ def preflight(
         val_sample = None if val_data is None else sample_of(val_data, 1)
         seen = Seen(subject, train_data, val_data, sample, val_sample)
         _rehearse(seen, found)
-    return Preflight(tuple(check(seen) for check in CHECKS))
+    return Preflight(tuple(_judged(name, check, seen) for name, check in CHECKS.items()))
+
+
+def _judged(name: str, check: Callable[[Seen], Check], seen: Seen) -> Check:
+    """What a check says; an error of its own says nothing of the training, and stands in its row."""
+    try:
+        return check(seen)
+    except Exception as error:
+        return Check(name, "not applicable", f"the check itself ended with {in_words(error)}")
 
 
 def _rehearse(seen: Seen, found: AsFound) -> None:

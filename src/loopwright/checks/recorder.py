@@ -85,6 +85,8 @@ class Record:
 class Recorder(TorchFunctionMode):
     """While entered, writes into ``record`` what torch's functions and the model's modules are called with.
 
+    Of what runs within a transform of ``torch.func`` it writes nothing.
+
     Args:
         record: Where to.
         names: The name of each module, by its id.
@@ -118,6 +120,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Look at the arguments, then call the function."""
         kwargs = {} if kwargs is None else kwargs
+        if _transformed(args):
+            return func(*args, **kwargs)
         named = dict(zip(("input", "target"), args, strict=False)) | dict(kwargs)
         one, other = named.get("input"), named.get("target", named.get("other"))
         if isinstance(one, Tensor) and isinstance(other, Tensor):
@@ -170,6 +174,8 @@ class Recorder(TorchFunctionMode):
             )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if _transformed(args):
+            return
         if id(module) in self._root:
             self._record.given += [tensor for tensor in tensors_in(args) if tensor.is_floating_point()]
         name = self._names.get(id(module))
@@ -184,12 +190,22 @@ class Recorder(TorchFunctionMode):
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self._names.get(id(module))
-        if name is not None:
+        if name is not None and not _transformed(output):
             self.mark(f"the output of {name or 'the model'}", output)
 
     def mark(self, what: str, value: Any) -> None:
         """Take down a fingerprint of all tensors in the value."""
         self._record.marks.append((what, fingerprint(tensors_in(value))))
+
+
+def _transformed(value: Any) -> bool:
+    """Whether torch.func is at work, whose tensors stand for many, and have no values once its function has returned.
+
+    Within a transform, what is computed of other tensors is of its kind too.
+    """
+    if torch._C._functorch.maybe_current_level() is not None:
+        return True
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors_in(value))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
