@@ -579,7 +579,7 @@ def test_the_name_that_the_docstring_of_a_check_gives_is_one() -> None:
 
 
 def _vmapped(model: nn.Module, batch: Any) -> torch.Tensor:
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
 
     def loss_of_one(inputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         prediction = torch.func.functional_call(model, parameters, (inputs[None],))
@@ -597,7 +597,8 @@ def _with_gradients_of_samples(model: nn.Module, batch: Any) -> torch.Tensor:
 
     gradients = torch.func.vmap(torch.func.grad(loss_of_one), (None, 0, 0))(parameters, *batch)
     weights = 1 / (1 + sum(gradient.flatten(1).square().sum(1) for gradient in gradients.values()))
-    return (weights[:, None] * (model(batch[0]) - batch[1]).square()).mean()
+    loss: torch.Tensor = (weights[:, None] * (model(batch[0]) - batch[1]).square()).mean()
+    return loss
 
 
 @pytest.mark.parametrize("step", [_vmapped, _with_gradients_of_samples])
@@ -619,7 +620,7 @@ def test_an_error_of_a_check_is_told_in_its_row_and_is_no_failure(monkeypatch: p
     def check(_: object) -> Check:
         raise ZeroDivisionError("of the check's own")
 
-    monkeypatch.setitem(CHECKS, "loss at the start", check)  # type: ignore[arg-type]  # a dict, typed as read only
+    monkeypatch.setitem(CHECKS, "loss at the start", check)
     report = small_trainer().preflight(some_batches(3), some_batches(1))
     assert report.ok
     assert report["loss at the start"].verdict == "not applicable"
