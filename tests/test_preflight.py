@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -474,7 +475,8 @@ def _vmapped(model: nn.Module, batch: Any) -> torch.Tensor:
         prediction = torch.func.functional_call(model, parameters, (inputs[None],))
         return nn.functional.mse_loss(prediction, target[None])
 
-    return torch.func.vmap(loss_of_one)(*batch).mean()
+    losses: torch.Tensor = torch.func.vmap(loss_of_one)(*batch)
+    return losses.mean()
 
 
 def _with_gradients_of_samples(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -508,9 +510,105 @@ def test_an_error_of_a_check_is_told_in_its_row_and_is_no_failure(monkeypatch: p
     def check(_: object) -> Check:
         raise ZeroDivisionError("of the check's own")
 
-    monkeypatch.setitem(CHECKS, "loss at the start", check)  # type: ignore[arg-type]  # a dict, typed as read only
+    monkeypatch.setitem(CHECKS, "loss at the start", check)
     report = small_trainer().preflight(some_batches(3), some_batches(1))
     assert report.ok
     assert report["loss at the start"].verdict == "not applicable"
     assert "ZeroDivisionError: of the check's own" in report["loss at the start"].evidence
     assert report["a training step runs"].verdict == "passed"
+
+
+class Distillation:
+    """A step's surroundings: a teacher that follows, a head with an optimizer of its own, generators."""
+
+    def __init__(self) -> None:
+        self.teacher = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).train()
+        self.head = nn.Linear(1, 1)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=0.1)
+        self.rng, self.older, self.own = np.random.default_rng(0), np.random.RandomState(1), random.Random(2)
+        self.torchs = torch.Generator().manual_seed(3)
+        self.lock = threading.Lock()  # cannot be copied
+
+    def states(self) -> list[Any]:
+        return [
+            copy.deepcopy(self.teacher.state_dict()),
+            copy.deepcopy(self.head.state_dict()),
+            copy.deepcopy(self.optimizer.state_dict()),
+            [p.grad for p in self.head.parameters()],
+            str(self.rng.bit_generator.state),
+            str(self.older.get_state()),
+            self.own.getstate(),
+            self.torchs.get_state(),
+        ]
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return distilled(
+            model, batch, self.teacher, self.head, self.optimizer, self.rng, self.older, self.own, self.torchs
+        )
+
+
+def distilled(
+    model: nn.Module,
+    batch: Any,
+    teacher: nn.Module,
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: np.random.Generator,
+    older: np.random.RandomState,
+    own: random.Random,
+    torchs: torch.Generator,
+) -> torch.Tensor:
+    inputs = batch[0] + 0.01 * torch.from_numpy(rng.normal(size=batch[0].shape)).float()
+    inputs = inputs + 0.01 * (older.rand() + own.random() + torch.rand((), generator=torchs).item())
+    with torch.no_grad():
+        target = teacher(inputs)
+        for parameter in teacher.parameters():
+            parameter.mul_(0.9)
+    if torch.is_grad_enabled():
+        optimizer.zero_grad()
+        nn.functional.mse_loss(head(target), batch[1]).backward()  # type: ignore[no-untyped-call]  # not annotated
+        optimizer.step()
+    return nn.functional.mse_loss(model(inputs), head(target).detach())
+
+
+AROUND = Distillation()  # named as globals by a step below
+TEACHER, HEAD, OPTIMIZER = AROUND.teacher, AROUND.head, AROUND.optimizer
+GENERATORS = (AROUND.rng, AROUND.older, AROUND.own, AROUND.torchs)
+
+
+def _of_globals(model: nn.Module, batch: Any) -> torch.Tensor:
+    def within() -> torch.Tensor:
+        return distilled(model, batch, TEACHER, HEAD, OPTIMIZER, *GENERATORS)
+
+    return within()
+
+
+def _of_closure(around: Distillation) -> Any:
+    teacher, head, optimizer = around.teacher, around.head, around.optimizer
+    rng, others = around.rng, {"older": around.older, "own": around.own, "torchs": around.torchs}
+    return lambda model, batch: distilled(model, batch, teacher, head, optimizer, rng, **others)
+
+
+def _of_partial(around: Distillation) -> Any:
+    rest = {"rng": around.rng, "older": around.older, "own": around.own, "torchs": around.torchs}
+    return functools.partial(distilled, teacher=around.teacher, head=around.head, optimizer=around.optimizer, **rest)
+
+
+@pytest.mark.parametrize(
+    "step_in",
+    [_of_closure, _of_partial, lambda around: around, lambda around: around.__call__, lambda _: _of_globals],
+    ids=["closure", "partial", "object", "method", "globals"],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_step_refers_to_is_put_back_and_rewound_between_the_runs(step_in: Any, begun: bool) -> None:
+    around = AROUND if step_in(AROUND) is _of_globals else Distillation()
+    step = step_in(around)
+    if begun:
+        step(small_model(), some_batches(1)[0])  # the optimizer has states, the head has gradients
+    before = around.states()
+    report = small_trainer(step=step).preflight(some_batches(3), some_batches(1))
+    assert_alike(around.states(), before)
+    assert report.ok, str(report)
+    bits = report["two runs give the same bits"]
+    in_place = getattr(step, "__self__", step) is around  # for its lock
+    assert bits.verdict == ("not applicable" if in_place else "passed"), bits

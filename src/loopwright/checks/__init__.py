@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from loopwright.batches import check_loader
@@ -24,7 +24,7 @@ from loopwright.preflight import Check, Preflight
 from loopwright.randomness import deterministic_kernels, generators_of
 from loopwright.schedule import check_count
 
-CHECKS: Mapping[str, Callable[[Seen], Check]] = {
+CHECKS: dict[str, Callable[[Seen], Check]] = {
     "a training step runs": step_runs,
     "loss is finite": loss_is_finite,
     "shapes of prediction and target": shapes,
