@@ -39,6 +39,7 @@ FLOORS = {
         "loopwright.callback",
         "loopwright.checkpoint",
         "loopwright.checks",
+        "loopwright.checks.held",
         "loopwright.checks.of_data",
         "loopwright.checks.of_loss",
         "loopwright.checks.of_training",

@@ -469,7 +469,7 @@ def test_the_copy_is_stepped_where_a_scheduler_has_wrapped_the_step_of_the_origi
 
 
 def _vmapped(model: nn.Module, batch: Any) -> torch.Tensor:
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
 
     def loss_of_one(inputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         prediction = torch.func.functional_call(model, parameters, (inputs[None],))
@@ -487,8 +487,9 @@ def _with_gradients_of_samples(model: nn.Module, batch: Any) -> torch.Tensor:
         return nn.functional.mse_loss(prediction, target[None])
 
     gradients = torch.func.vmap(torch.func.grad(loss_of_one), (None, 0, 0))(parameters, *batch)
-    weights = 1 / (1 + sum(gradient.flatten(1).square().sum(1) for gradient in gradients.values()))
-    return (weights[:, None] * (model(batch[0]) - batch[1]).square()).mean()
+    weights = 1 / (1 + torch.cat([gradient.flatten(1) for gradient in gradients.values()], 1).square().sum(1))
+    loss: torch.Tensor = (weights[:, None] * (model(batch[0]) - batch[1]).square()).mean()
+    return loss
 
 
 @pytest.mark.parametrize("step", [_vmapped, _with_gradients_of_samples])
@@ -585,12 +586,13 @@ def _of_globals(model: nn.Module, batch: Any) -> torch.Tensor:
 
 def _of_closure(around: Distillation) -> Any:
     teacher, head, optimizer = around.teacher, around.head, around.optimizer
-    rng, others = around.rng, {"older": around.older, "own": around.own, "torchs": around.torchs}
+    rng = around.rng
+    others: dict[str, Any] = {"older": around.older, "own": around.own, "torchs": around.torchs}
     return lambda model, batch: distilled(model, batch, teacher, head, optimizer, rng, **others)
 
 
 def _of_partial(around: Distillation) -> Any:
-    rest = {"rng": around.rng, "older": around.older, "own": around.own, "torchs": around.torchs}
+    rest: dict[str, Any] = {"rng": around.rng, "older": around.older, "own": around.own, "torchs": around.torchs}
     return functools.partial(distilled, teacher=around.teacher, head=around.head, optimizer=around.optimizer, **rest)
 
 
@@ -612,3 +614,55 @@ def test_what_a_step_refers_to_is_put_back_and_rewound_between_the_runs(step_in:
     bits = report["two runs give the same bits"]
     in_place = getattr(step, "__self__", step) is around  # for its lock
     assert bits.verdict == ("not applicable" if in_place else "passed"), bits
+
+
+class Dropping(nn.Module):
+    """Layers that are dropped at random, as a whole."""
+
+    def __init__(self, *, copied: bool = True) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(12))
+        self.out = nn.Linear(3, 1)
+        self.lock = None if copied else threading.Lock()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            if not self.training or torch.rand(()) > 0.5:
+                inputs = inputs + layer(inputs).relu()
+        out: torch.Tensor = self.out(inputs)
+        return out
+
+
+class Routing(nn.Module):
+    """Sixteen experts, of which each sample goes to one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(3, 16)
+        self.experts = nn.ModuleList(nn.Linear(3, 1) for _ in range(16))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        weights = self.gate(inputs).softmax(1)
+        rows = zip(inputs, weights, weights.argmax(1).tolist(), strict=True)
+        return torch.stack([self.experts[chosen](row) * weight[chosen] for row, weight, chosen in rows])
+
+
+@pytest.mark.parametrize(
+    ("model", "steps"),
+    [(Dropping, 3), (Dropping, 1), (lambda: Dropping(copied=False), 1), (Routing, 3)],
+    ids=["dropped", "dropped, one batch", "dropped, in place", "routed"],
+)
+def test_parameters_that_some_passes_reach_and_others_do_not_are_no_failure(model: Any, steps: int) -> None:
+    report = small_trainer(model=model()).preflight(some_batches(3), some_batches(1), steps=steps)
+    check = report["parameters get a gradient"]
+    assert report.ok, str(report)
+    assert check.verdict == "not applicable"
+    assert "differs from batch to batch, or with the random numbers" in check.evidence
+
+
+def test_parameters_that_no_pass_reaches_fail_where_all_reach_the_same_ones() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 1))
+    model.register_parameter("unused", nn.Parameter(torch.zeros(2)))
+    check = small_trainer(model=model).preflight(some_batches(3))["parameters get a gradient"]
+    assert check.verdict == "failed"
+    assert "1 of 5 got none in 3 batches: unused" in check.evidence

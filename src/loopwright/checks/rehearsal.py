@@ -58,6 +58,7 @@ class Rehearsed:
         losses: The value of each batch's loss.
         predictions: Those of each step that returned any, as a tensor.
         reached: The names of the parameters that got a gradient.
+        reached_each: The same, of each backward pass by itself.
         orphans: Whether each parameter that only the optimizer holds got a gradient.
         nonzero: Whether any gradient was other than zero.
         moved: Whether a step has changed a weight.
@@ -69,6 +70,7 @@ class Rehearsed:
     losses: list[float] = field(default_factory=list)
     predictions: list[Tensor] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
+    reached_each: list[frozenset[str]] = field(default_factory=list)
     orphans: list[bool] = field(default_factory=list)
     nonzero: bool = False
     moved: bool = False
@@ -287,12 +289,15 @@ def _take_down(
         found.predictions.append(output.predictions.detach())
     of_model = {id(p) for p in subject.model.parameters()}
     gradients: list[Tensor] = []
+    reached: set[str] = set()
     for parameter in _parameters(subject):
         gradient = parameter.grad
         if gradient is not None:
             gradients.append(gradient.coalesce().values() if gradient.is_sparse else gradient)
             recorder.mark(f"the gradient of {names.get(id(parameter), 'a parameter of the optimizer')}", gradient)
-            found.reached |= {names[id(parameter)]} if id(parameter) in names else set()
+            reached |= {names[id(parameter)]} if id(parameter) in names else set()
+    found.reached |= reached
+    found.reached_each.append(frozenset(reached))
     outside = [p for p in _parameters(subject) if id(p) not in of_model]
     seen = found.orphans or [False] * len(outside)
     found.orphans = [was or p.grad is not None for was, p in zip(seen, outside, strict=True)]
