@@ -40,6 +40,7 @@ FLOORS = {
         "loopwright.checkpoint",
         "loopwright.checks",
         "loopwright.checks.failure",
+        "loopwright.checks.held",
         "loopwright.checks.of_data",
         "loopwright.checks.of_loss",
         "loopwright.checks.of_training",

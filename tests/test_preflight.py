@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import random
 import re
 import threading
@@ -585,7 +586,8 @@ def _vmapped(model: nn.Module, batch: Any) -> torch.Tensor:
         prediction = torch.func.functional_call(model, parameters, (inputs[None],))
         return nn.functional.mse_loss(prediction, target[None])
 
-    return torch.func.vmap(loss_of_one)(*batch).mean()
+    losses: torch.Tensor = torch.func.vmap(loss_of_one)(*batch)
+    return losses.mean()
 
 
 def _with_gradients_of_samples(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -596,7 +598,7 @@ def _with_gradients_of_samples(model: nn.Module, batch: Any) -> torch.Tensor:
         return nn.functional.mse_loss(prediction, target[None])
 
     gradients = torch.func.vmap(torch.func.grad(loss_of_one), (None, 0, 0))(parameters, *batch)
-    weights = 1 / (1 + sum(gradient.flatten(1).square().sum(1) for gradient in gradients.values()))
+    weights = 1 / (1 + torch.cat([gradient.flatten(1) for gradient in gradients.values()], 1).square().sum(1))
     loss: torch.Tensor = (weights[:, None] * (model(batch[0]) - batch[1]).square()).mean()
     return loss
 
@@ -626,3 +628,152 @@ def test_an_error_of_a_check_is_told_in_its_row_and_is_no_failure(monkeypatch: p
     assert report["loss at the start"].verdict == "not applicable"
     assert "ZeroDivisionError: of the check's own" in report["loss at the start"].evidence
     assert report["a training step runs"].verdict == "passed"
+
+
+class Distillation:
+    """A step's surroundings: a teacher that follows, a head with an optimizer of its own, generators."""
+
+    def __init__(self) -> None:
+        self.teacher = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).train()
+        self.head = nn.Linear(1, 1)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=0.1)
+        self.rng, self.older, self.own = np.random.default_rng(0), np.random.RandomState(1), random.Random(2)
+        self.torchs = torch.Generator().manual_seed(3)
+        self.lock = threading.Lock()  # cannot be copied
+
+    def states(self) -> list[Any]:
+        return [
+            copy.deepcopy(self.teacher.state_dict()),
+            copy.deepcopy(self.head.state_dict()),
+            copy.deepcopy(self.optimizer.state_dict()),
+            [p.grad for p in self.head.parameters()],
+            str(self.rng.bit_generator.state),
+            str(self.older.get_state()),
+            self.own.getstate(),
+            self.torchs.get_state(),
+        ]
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return distilled(
+            model, batch, self.teacher, self.head, self.optimizer, self.rng, self.older, self.own, self.torchs
+        )
+
+
+def distilled(
+    model: nn.Module,
+    batch: Any,
+    teacher: nn.Module,
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: np.random.Generator,
+    older: np.random.RandomState,
+    own: random.Random,
+    torchs: torch.Generator,
+) -> torch.Tensor:
+    inputs = batch[0] + 0.01 * torch.from_numpy(rng.normal(size=batch[0].shape)).float()
+    inputs = inputs + 0.01 * (older.rand() + own.random() + torch.rand((), generator=torchs).item())
+    with torch.no_grad():
+        target = teacher(inputs)
+        for parameter in teacher.parameters():
+            parameter.mul_(0.9)
+    if torch.is_grad_enabled():
+        optimizer.zero_grad()
+        nn.functional.mse_loss(head(target), batch[1]).backward()  # type: ignore[no-untyped-call]  # not annotated
+        optimizer.step()
+    return nn.functional.mse_loss(model(inputs), head(target).detach())
+
+
+AROUND = Distillation()  # named as globals by a step below
+TEACHER, HEAD, OPTIMIZER = AROUND.teacher, AROUND.head, AROUND.optimizer
+GENERATORS = (AROUND.rng, AROUND.older, AROUND.own, AROUND.torchs)
+
+
+def _of_globals(model: nn.Module, batch: Any) -> torch.Tensor:
+    def within() -> torch.Tensor:
+        return distilled(model, batch, TEACHER, HEAD, OPTIMIZER, *GENERATORS)
+
+    return within()
+
+
+def _of_closure(around: Distillation) -> Any:
+    teacher, head, optimizer = around.teacher, around.head, around.optimizer
+    rng = around.rng
+    others: dict[str, Any] = {"older": around.older, "own": around.own, "torchs": around.torchs}
+    return lambda model, batch: distilled(model, batch, teacher, head, optimizer, rng, **others)
+
+
+def _of_partial(around: Distillation) -> Any:
+    rest: dict[str, Any] = {"rng": around.rng, "older": around.older, "own": around.own, "torchs": around.torchs}
+    return functools.partial(distilled, teacher=around.teacher, head=around.head, optimizer=around.optimizer, **rest)
+
+
+@pytest.mark.parametrize(
+    "step_in",
+    [_of_closure, _of_partial, lambda around: around, lambda around: around.__call__, lambda _: _of_globals],
+    ids=["closure", "partial", "object", "method", "globals"],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_step_refers_to_is_put_back_and_rewound_between_the_runs(step_in: Any, begun: bool) -> None:
+    around = AROUND if step_in(AROUND) is _of_globals else Distillation()
+    step = step_in(around)
+    if begun:
+        step(small_model(), some_batches(1)[0])  # the optimizer has states, the head has gradients
+    before = around.states()
+    report = small_trainer(step=step).preflight(some_batches(3), some_batches(1))
+    assert_alike(around.states(), before)
+    assert report.ok, str(report)
+    bits = report["two runs give the same bits"]
+    in_place = getattr(step, "__self__", step) is around  # for its lock
+    assert bits.verdict == ("not applicable" if in_place else "passed"), bits
+
+
+class Dropping(nn.Module):
+    """Layers that are dropped at random, as a whole."""
+
+    def __init__(self, *, copied: bool = True) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(12))
+        self.out = nn.Linear(3, 1)
+        self.lock = None if copied else threading.Lock()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            if not self.training or torch.rand(()) > 0.5:
+                inputs = inputs + layer(inputs).relu()
+        out: torch.Tensor = self.out(inputs)
+        return out
+
+
+class Routing(nn.Module):
+    """Sixteen experts, of which each sample goes to one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(3, 16)
+        self.experts = nn.ModuleList(nn.Linear(3, 1) for _ in range(16))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        weights = self.gate(inputs).softmax(1)
+        rows = zip(inputs, weights, weights.argmax(1).tolist(), strict=True)
+        return torch.stack([self.experts[chosen](row) * weight[chosen] for row, weight, chosen in rows])
+
+
+@pytest.mark.parametrize(
+    ("model", "steps"),
+    [(Dropping, 3), (Dropping, 1), (lambda: Dropping(copied=False), 1), (Routing, 3)],
+    ids=["dropped", "dropped, one batch", "dropped, in place", "routed"],
+)
+def test_parameters_that_some_passes_reach_and_others_do_not_are_no_failure(model: Any, steps: int) -> None:
+    report = small_trainer(model=model()).preflight(some_batches(3), some_batches(1), steps=steps)
+    check = report["parameters get a gradient"]
+    assert report.ok, str(report)
+    assert check.verdict == "not applicable"
+    assert "differs from batch to batch, or with the random numbers" in check.evidence
+
+
+def test_parameters_that_no_pass_reaches_fail_where_all_reach_the_same_ones() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 1))
+    model.register_parameter("unused", nn.Parameter(torch.zeros(2)))
+    check = small_trainer(model=model).preflight(some_batches(3))["parameters get a gradient"]
+    assert check.verdict == "failed"
+    assert "1 of 5 got none in 3 batches: unused" in check.evidence

@@ -789,7 +789,9 @@ class Trainer(Generic[Model, Batch]):
         """Look for what would go wrong, in a few steps on copies of model and optimizer, before training begins.
 
         Weights, buffers, gradients, modes, the optimizer, random generators and the loaders' places are afterwards
-        what they were. No hook is called, nothing is compiled, and no file is written.
+        what they were; so are modules, optimizers and generators in the closure of the step, among the globals that it
+        names, or bound to it. Other objects that the step changes, such as lists, plain tensors and files, are not put
+        back. No hook is called, nothing is compiled, and no file is written.
 
         Args:
             train: The training data that ``fit`` will get. Data that can be read only once is not read.

@@ -30,10 +30,12 @@ def parameters_reached(seen: Seen) -> Check:
     name, first = "parameters get a gradient", seen.first
     if first is None or first.error is not None:
         return Check(name, "not applicable", why_unseen(seen))
-    trainable = [n for n, p in seen.subject.model.named_parameters() if p.requires_grad]
-    trainable = [plain_name(parameter) for parameter in trainable]
-    missing = [parameter for parameter in trainable if parameter not in first.reached]
+    trainable, missing = _trainable(seen), _missing(seen)
     batches = counted(len(first.losses), "batch")
+    if missing and _reached_vary(seen):
+        what = f"{len(missing)} of {len(trainable)} got none in {batches}: {listed(missing)}"
+        why = "which ones get a gradient differs from batch to batch, or with the random numbers"
+        return Check(name, "not applicable", f"{what}; but {why}, so that others may reach them")
     if missing:
         return Check(
             name,
@@ -51,6 +53,26 @@ def parameters_reached(seen: Seen) -> Check:
             "look at the end of the model and at the loss",
         )
     return Check(name, "passed", f"all {len(trainable)} in {batches}")
+
+
+def _trainable(seen: Seen) -> list[str]:
+    return [plain_name(n) for n, p in seen.subject.model.named_parameters() if p.requires_grad]
+
+
+def _missing(seen: Seen) -> list[str]:
+    reached = set() if seen.first is None else seen.first.reached
+    return [parameter for parameter in _trainable(seen) if parameter not in reached]
+
+
+def reached_alike(seen: Seen) -> bool:
+    """Whether some parameters were never reached, the same ones in all backward passes."""
+    return bool(_missing(seen)) and not _reached_vary(seen)
+
+
+def _reached_vary(seen: Seen) -> bool:
+    """Whether backward passes have reached different parameters, as where experts are chosen or layers dropped."""
+    runs = [run for run in (seen.first, seen.second, seen.redrawn) if run is not None]
+    return len({reached for run in runs for reached in run.reached_each}) > 1
 
 
 def optimizer_holds(seen: Seen) -> Check:

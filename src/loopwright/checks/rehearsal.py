@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from loopwright.checks.held import OptimizerAsFound, held_by, is_generator, state_of
 from loopwright.checks.recorder import Record, Recorder, fingerprint
 from loopwright.checks.sampling import copied_batch
 from loopwright.device import map_tensors, mover, place
@@ -55,6 +56,7 @@ class Rehearsed:
         losses: The value of each batch's loss.
         predictions: Those of each step that returned any, as a tensor.
         reached: The names of the parameters that got a gradient.
+        reached_each: The same, of each backward pass by itself.
         orphans: Whether each parameter that only the optimizer holds got a gradient.
         nonzero: Whether any gradient was other than zero.
         moved: Whether a step has changed a weight.
@@ -67,6 +69,7 @@ class Rehearsed:
     losses: list[float] = field(default_factory=list)
     predictions: list[Tensor] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
+    reached_each: list[frozenset[str]] = field(default_factory=list)
     orphans: list[bool] = field(default_factory=list)
     nonzero: bool = False
     moved: bool = False
@@ -140,26 +143,36 @@ def _copied_optimizer(optimizer: Optimizer, known: dict[int, Any]) -> Optimizer:
 class AsFound:
     """Puts back on leaving what a step may have changed: weights, buffers, gradients, attributes, modes, generators.
 
-    A step that is given a copy may still hold the original. What an attribute's own list or dict has taken in is
-    not undone.
+    So it is with the trainer's parts, with the modules, optimizers and generators that the step refers to (see
+    ``held_by``), and for a step that is given a copy and holds the original. What is not undone: what an attribute's
+    own list or dict has taken in, lazy parameters that got their shapes, and whatever else a step changes outside: its
+    own variables, lists, plain tensors, attributes of other objects, files.
     """
 
     def __init__(self, subject: Subject, own: Iterable[torch.Generator]) -> None:
-        self._modules = list({id(m): m for root in subject.modules for m in root.modules()}.values())
-        held = [p for group in subject.optimizer.param_groups for p in group["params"]]
+        held = held_by((subject.step, subject.loss))
+        roots = [*subject.modules, *(value for value in held if isinstance(value, nn.Module))]
+        self._modules = list({id(m): m for root in roots for m in root.modules()}.values())
+        optimizers = [v for v in held if isinstance(v, Optimizer) and v is not subject.optimizer]
+        self._optimizers = [OptimizerAsFound(optimizer) for optimizer in optimizers]
+        in_groups = [p for group in subject.optimizer.param_groups for p in group["params"]]
+        in_groups += [tensor for optimizer in self._optimizers for tensor in optimizer.tensors]
         owned = [t for m in self._modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
-        tensors = {id(t): t for t in (*owned, *held) if not is_lazy(t)}.values()
-        in_modules = (value for module in self._modules for value in vars(module).values())
-        self._own = [*own, *(value for value in in_modules if isinstance(value, torch.Generator))]
+        tensors = {id(t): t for t in (*owned, *in_groups) if not is_lazy(t)}.values()
+        others = [*held, *(value for module in self._modules for value in vars(module).values())]
+        self._own = [*own, *(value for value in others if isinstance(value, torch.Generator))]
         self.random: RandomState = RandomState.capture(self._own)
+        self._restored = [state_of(v) for v in others if is_generator(v) and not isinstance(v, torch.Generator)]
         # In main memory: an accelerator may have no room for a third copy.
         self._tensors = [(tensor, tensor.detach().to("cpu", copy=True), tensor.requires_grad) for tensor in tensors]
         self._gradients = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf]
         self._attributes = [_attributes(module) for module in self._modules]
 
     def rewind(self) -> None:
-        """Put the generators back to where they were."""
-        self.random.restore(self._own)
+        """Put all back for the next pass, which begins without gradients as the first did."""
+        self._restore()
+        for tensor, _ in self._gradients:
+            tensor.grad = None
 
     def __enter__(self) -> AsFound:
         for tensor, _ in self._gradients:
@@ -167,21 +180,28 @@ class AsFound:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._restore()
+        for tensor, gradient in self._gradients:
+            tensor.grad = gradient
+
+    def _restore(self) -> None:
         for module, (outer, inner) in zip(self._modules, self._attributes, strict=True):
             vars(module).clear()
             vars(module).update(outer)
             for name, items in inner.items():
                 outer[name].clear()
                 outer[name].update(items)
+        for optimizer in self._optimizers:
+            optimizer.restore()
         with torch.no_grad():
             for tensor, before, requires_grad in self._tensors:
                 if fingerprint([tensor]) != fingerprint([before]):
                     tensor.copy_(before)
                 if tensor.is_leaf and tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
-        for tensor, gradient in self._gradients:
-            tensor.grad = gradient
-        self.rewind()
+        self.random.restore(self._own)
+        for restore in self._restored:
+            restore()
 
 
 def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -270,12 +290,15 @@ def _take_down(
         found.predictions.append(output.predictions.detach())
     of_model = {id(p) for p in subject.model.parameters()}
     gradients: list[Tensor] = []
+    reached: set[str] = set()
     for parameter in _parameters(subject):
         gradient = parameter.grad
         if gradient is not None:
             gradients.append(gradient.coalesce().values() if gradient.is_sparse else gradient)
             recorder.mark(f"the gradient of {names.get(id(parameter), 'a parameter of the optimizer')}", gradient)
-            found.reached |= {names[id(parameter)]} if id(parameter) in names else set()
+            reached |= {names[id(parameter)]} if id(parameter) in names else set()
+    found.reached |= reached
+    found.reached_each.append(frozenset(reached))
     outside = [p for p in _parameters(subject) if id(p) not in of_model]
     seen = found.orphans or [False] * len(outside)
     found.orphans = [was or p.grad is not None for was, p in zip(seen, outside, strict=True)]

@@ -28,6 +28,7 @@ class Seen:
     val_sample: Sample | None
     first: Rehearsed | None = None
     second: Rehearsed | None = None
+    redrawn: Rehearsed | None = None  # with other random numbers, where parameters were not reached
     validated: Rehearsed | None = None
     why_no_copy: str = ""
 
