@@ -1082,6 +1082,34 @@ def test_the_gradients_are_named_where_the_search_of_their_source_fails() -> Non
     assert "the search for the source failed: OSError: only once" in str(error)
 
 
+class Spare(nn.Module):
+    """It has a lazy part that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(3, 1), nn.LazyLinear(4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.used(inputs)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_part_that_is_never_called_is_left_out_of_every_look() -> None:
+    def fit(data: Any, **settings: Any) -> None:
+        torch.manual_seed(0)
+        model = Spare()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        Trainer(model, optimizer, nn.MSELoss(), device="cpu", **settings).fit(data, epochs=1)
+
+    fit(loader())
+    for settings in ({}, {"clip_norm": 1.0}):
+        with pytest.raises(NonFiniteError) as found:
+            fit(loader(poisoned(7, math.nan)), **settings)
+        assert (found.value.cause, found.value.bad_samples) == ("input", [7])
+        assert not found.value.inexact
+
+
 def test_a_scripted_module_is_seen_from_outside() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
