@@ -1040,6 +1040,76 @@ def test_checkpointed_parts_and_transforms_do_not_stop_the_search() -> None:
     assert not error.inexact
 
 
+class Reentrant(nn.Module):
+    """Its inner part is checkpointed in the old way, which calls backward by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = checkpoint(lambda x: self.inner(x) + (self.inner(x) * 0).sqrt(), self.body(inputs), use_reentrant=True)
+        out: Tensor = self.head(hidden)
+        return out
+
+
+def test_a_part_checkpointed_in_the_old_way_does_not_stop_the_search_of_a_gradient() -> None:
+    model = Reentrant()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    data = TensorDataset(torch.ones(20, 3), torch.zeros(20, 1))
+    error = caught(model, loader(data), clip_norm=1.0)
+    assert (error.cause, error.module, error.operation) == ("backward", "", "CheckpointFunction")
+    assert error.parameters == ["body.weight", "body.bias", "inner.weight", "inner.bias"]
+    assert not error.inexact
+    assert model.head.weight.grad is not None
+    assert bool(model.head.weight.grad.isfinite().all())
+
+
+def test_the_gradients_are_named_where_the_search_of_their_source_fails() -> None:
+    calls = 0
+
+    def step(model: nn.Module, batch: Data) -> Output:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError("only once")
+        return Output((model(batch[0]) * 0).sqrt().mean())
+
+    error = caught(line(), loader(), step=step, clip_norm=1.0)
+    assert "gradients: not finite are those of weight" in str(error)
+    assert "the search for the source failed: OSError: only once" in str(error)
+
+
+class Spare(nn.Module):
+    """It has a lazy part that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(3, 1), nn.LazyLinear(4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.used(inputs)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_part_that_is_never_called_is_left_out_of_every_look() -> None:
+    def fit(data: Any, **settings: Any) -> None:
+        torch.manual_seed(0)
+        model = Spare()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        Trainer(model, optimizer, nn.MSELoss(), device="cpu", **settings).fit(data, epochs=1)
+
+    fit(loader())
+    for settings in ({}, {"clip_norm": 1.0}):
+        with pytest.raises(NonFiniteError) as found:
+            fit(loader(poisoned(7, math.nan)), **settings)
+        assert (found.value.cause, found.value.bad_samples) == ("input", [7])
+        assert not found.value.inexact
+
+
 def test_a_scripted_module_is_seen_from_outside() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from loopwright.averages import Watch
 from loopwright.errors import NonFiniteError
@@ -202,7 +203,8 @@ class Weights:
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element of every tensor is finite; waits for each device once, and again where one may not be."""
-    dense = [t.detach().coalesce().values() if t.is_sparse else t for t in tensors]
+    there = (t for t in tensors if not is_lazy(t))  # one that was never given values has none
+    dense = [t.detach().coalesce().values() if t.is_sparse else t for t in there]
     # A sum is not finite where one element is not. It may also be too large, which only looking at each can tell:
     # that takes thirty times as long on large tensors, for the tensors as large as these that it makes.
     summed = [t for t in dense if t.dtype in _SUMMED]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _ROWS = 1000  # listed at the most
 
@@ -105,7 +106,12 @@ def joined(words: list[str], limit: int = 5) -> str:
 
 def _plain(tensor: Tensor) -> Tensor | None:
     """The elements as a tensor that can be counted, or None where they cannot be infinite."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_quantized or tensor.is_meta:
+    if (
+        is_lazy(tensor)
+        or not (tensor.is_floating_point() or tensor.is_complex())
+        or tensor.is_quantized
+        or tensor.is_meta
+    ):
         return None
     found = tensor.detach()
     if found.is_sparse:

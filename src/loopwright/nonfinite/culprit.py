@@ -126,6 +126,10 @@ class Culprit:
         elif not again:
             _of_inputs(error, inputs)
         elif error.found == "gradient":
+            if error.parameters:  # known whatever the search runs into
+                error.details.append(
+                    f"gradients: not finite are those of {joined(error.parameters)}; the loss is finite"
+                )
             self._of_gradient(error, self._seen(batch, backward=True))
         else:
             self._of_loss(error, self._seen(batch, backward=False), inputs, batch)
@@ -237,25 +241,21 @@ class Culprit:
             error.what = error.what.replace(f"batch {error.batch},", f"batch {here},")
             error.what += f", in the window of batches {first} to {here}"
             error.batch = here
-        bad, all_finite = joined(error.parameters), not error.parameters
-        if all_finite:
+        if not error.parameters:
             error.details.append("where: every gradient is finite by itself, but the sum of their squares is not")
             error.why = "the gradients are too large for their number format"
         elif seen.backward is not None:
             place = seen.backward
             error.cause, error.module, error.operation = "backward", place.module, place.operation or None
-            error.details.append(f"where: first in the backward of {_named(place)}")
-            error.details.append(f"gradients: not finite are those of {bad}; the loss is finite")
+            error.details.insert(0, f"where: first in the backward of {_named(place)}")
             error.why, error.fix = backward_reason(place.operation)
-        else:
-            error.details.append(f"gradients: not finite are those of {bad}")
-            if accumulate > 1 and not seen.bad_gradients and first < here:
-                error.details.append(
-                    f"where: in one of the batches {first} to {here - 1} of the window; run once more, batch {here} "
-                    "gave finite gradients"
-                )
-            elif seen.gradients and not seen.bad_gradients:
-                error.details.append("where: run once more, the batch gave finite gradients; a hook may change them")
+        elif accumulate > 1 and not seen.bad_gradients and first < here:
+            error.details.append(
+                f"where: in one of the batches {first} to {here - 1} of the window; run once more, batch {here} gave "
+                "finite gradients"
+            )
+        elif seen.gradients and not seen.bad_gradients:
+            error.details.append("where: run once more, the batch gave finite gradients; a hook may change them")
 
 
 def _largest(state: State[Any]) -> float:

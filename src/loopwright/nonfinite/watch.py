@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
@@ -250,7 +251,7 @@ class Watch(TorchFunctionMode):
             else:
                 handles.append(node.register_hook(hook_of(node)))
         try:
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+            gradients = _gradients(loss, leaves, again=any(isinstance(node, BackwardCFunction) for node in nodes))
         finally:
             for handle in handles:
                 handle.remove()
@@ -275,6 +276,31 @@ def _next_number() -> int:
     """The number that autograd will give to what runs next in this thread."""
     number: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # torch's stub leaves it out
     return number
+
+
+def _gradients(loss: Tensor, leaves: Sequence[Tensor], *, again: bool) -> Sequence[Tensor | None]:
+    """Those of the leaves, whose own stay as they are.
+
+    Args:
+        loss: Where backward starts from.
+        leaves: The leaves.
+        again: Whether a backward that fails is tried in another way, as a function of somebody's own may ask for:
+            checkpointing does, with use_reentrant=True, since it calls backward itself.
+    """
+    try:
+        return torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=again)
+    except RuntimeError:
+        if not again:
+            raise
+    kept = [leaf.grad for leaf in leaves]
+    try:
+        for leaf in leaves:
+            leaf.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
+        return [leaf.grad for leaf in leaves]
+    finally:
+        for leaf, gradient in zip(leaves, kept, strict=True):
+            leaf.grad = gradient
 
 
 def _nodes(loss: Tensor) -> list[Any]:
