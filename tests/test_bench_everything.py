@@ -13,13 +13,16 @@ from everything import BENCHMARKS, HERE, ROOT, Benchmark
 
 
 def test_every_benchmark_of_the_folder_is_run() -> None:
-    scripts = {path.stem for path in HERE.glob("*.py")} - {"everything", "measuring"}
+    shared, of_other_pages = {"everything", "measuring"}, {"callbacks", "diagnosis"}  # the gallery's, and the rules'
+    scripts = {path.stem for path in HERE.glob("*.py")} - shared - of_other_pages
     assert {benchmark.name for benchmark in BENCHMARKS} == scripts
 
 
 def test_every_figure_and_picture_of_the_page_is_written_by_a_benchmark() -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
-    assert set(re.findall(r'--8<-- "benchmarks/results/(\w+)\.md"', page)) == {each.name for each in BENCHMARKS}
+    inspections = (ROOT / "docs" / "howto" / "gradients.md").read_text()
+    shown = set(re.findall(r'--8<-- "benchmarks/results/(\w+)\.md"', page + inspections)) - {"diagnosis"}
+    assert shown == {each.name for each in BENCHMARKS}
     assert set(re.findall(r"\(assets/bench_(\w+)\.png\)", page)) == {each.name for each in BENCHMARKS if each.plots}
 
 

@@ -20,7 +20,6 @@ from loopwright import (
     ShapeMismatchError,
     State,
     Trainer,
-    UnknownMetricError,
 )
 from loopwright.callbacks import EarlyStopping
 from loopwright.testing import tiny_state
@@ -214,7 +213,7 @@ def test_a_validation_metric_of_a_callbacks_own_may_be_monitored_without_validat
 
 def test_an_unknown_monitor_says_that_validation_data_was_forgotten() -> None:
     trainer = trainer_of(callbacks=[EarlyStopping("val_loss", mode="min")])
-    with pytest.raises(UnknownMetricError, match="fit was given no validation data"):
+    with pytest.raises(ConfigError, match="fit was given no validation data"):
         trainer.fit(batches(), epochs=1)
 
 

@@ -140,6 +140,7 @@ def _versions(problems: list[str]) -> dict[str, str | None]:
             problems.append(f"{package} is not installed, and loopwright requires it: {install}")
         elif _numbers(version) < _numbers(oldest):
             problems.append(f"{package} {version} is older than loopwright requires: {install}")
+    found["torch"] = str(torch.__version__)  # what its build is for is not always in the metadata
     if sys.version_info < (3, 11):  # noqa: UP036  # where pip was told to ignore requires-python
         problems.append("loopwright requires Python 3.11 or newer")
     return found
