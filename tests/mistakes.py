@@ -187,9 +187,9 @@ MISTAKES = [
     Mistake(
         "A checkpoint is of another model",
         "larger = nn.Linear(3, 2)\n"
-        "optimizer_of_it = torch.optim.SGD(larger.parameters(), lr=0.1)\n"
+        "other = torch.optim.SGD(larger.parameters(), lr=0.1)\n"
         'saving = Checkpoint("runs/line")\n'
-        "Trainer(larger, optimizer_of_it, nn.MSELoss(), callbacks=[saving]).fit([(x, torch.cat([y, y], 1))], epochs=1)\n"
+        "Trainer(larger, other, nn.MSELoss(), callbacks=[saving]).fit([(x, torch.cat([y, y], 1))], epochs=1)\n"
         'trainer.fit(batches, epochs=2, resume="runs/line/step-000000001")',
         "CheckpointError",
     ),
