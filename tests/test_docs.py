@@ -220,6 +220,27 @@ def definitions(path: str) -> dict[str, tuple[int, int]]:
     }
 
 
+MAP = """index start tutorial/index howto/callback callbacks gallery recipes coming-from howto/explain
+    explanation/one-epoch reference/trainer reference/errors reliability performance compared decisions changelog"""
+LESSONS = ["the-same-loop", "inside-a-step", "means-and-evaluation", "learning-and-diverging", "the-workflow"]
+
+
+def test_every_station_of_the_site_is_in_its_menu() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert [name for name in MAP.split() if not re.search(rf" {name}\.md$", menu, re.MULTILINE)] == []
+    order = [menu.index(f"tutorial/{name}.md") for name in LESSONS]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_lesson_has_the_documents_idea_both_loops_and_what_happens_inside_by_a_run(name: str) -> None:
+    text = (DOCS / "tutorial" / f"{name}.md").read_text(encoding="utf-8")
+    assert "**The document's idea.** " in text
+    assert {'=== "With the trainer"', '=== "By hand"'} <= set(text.splitlines())
+    inside = text.partition("## What happens inside\n")[2]
+    assert re.search(r"^```python\n.*?^```\n\n```text\n\S", inside, re.MULTILINE | re.DOTALL)
+
+
 def test_what_is_shown_of_a_file_is_what_the_title_says() -> None:
     """A title is the file's path, or its path and the names of what is shown of it."""
     assert includes()
