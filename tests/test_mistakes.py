@@ -28,8 +28,7 @@ def test_a_mistake_is_answered_with_what_why_and_the_fix(mistake: Mistake) -> No
 @pytest.mark.parametrize("mistake", [m for m in MISTAKES if "is misspelt" in m.name], ids=lambda mistake: mistake.name)
 def test_what_is_misspelt_is_named_and_so_is_what_was_meant(mistake: Mistake) -> None:
     said = str(answer(mistake))
-    if "unexpected keyword argument" in said:
-        # Python says what was meant from 3.13 on.
+    if "unexpected keyword argument" in said:  # of a method, where Python says what was meant from 3.13 on
         assert f"Did you mean '{mistake.meant}'?" in said or sys.version_info < (3, 13)
         assert mistake.meant
     else:
