@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import inspect
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,17 @@ def test_what_a_constructor_raises_itself_has_no_frame_of_the_check() -> None:
     with pytest.raises(ValueError, match="3") as caught:
         Fails(size=3)
     assert library_frames(caught.value) == []
+
+
+class Named(Trainer):
+    """A trainer with nothing of its own."""
+
+
+@pytest.mark.parametrize("cls", [Trainer, Named, EarlyStopping, Silent, Mine, Described, Every, Callback])
+def test_help_shows_the_arguments_of_the_constructor(cls: type[Any]) -> None:
+    constructor = inspect.signature(cls.__init__) if cls.__init__ is not object.__init__ else None
+    expected = list(constructor.parameters.values())[1:] if constructor else []
+    assert list(inspect.signature(cls).parameters.values()) == expected
 
 
 def test_trainers_and_callbacks_are_copied_and_pickled_as_before() -> None:

@@ -41,6 +41,16 @@ _ELSEWHERE: Mapping[str, str] = {
 }
 
 
+class _Signature:
+    """What ``inspect.signature`` and ``help`` say of a class: the arguments of its ``__init__``."""
+
+    def __get__(self, made: object, cls: type[Any]) -> inspect.Signature:
+        if cls.__init__ is object.__init__:
+            return inspect.Signature()
+        signature = inspect.signature(cls.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class NamedArguments:
     """A class whose constructor says what was meant by an argument that it does not have.
 
@@ -49,6 +59,7 @@ class NamedArguments:
     """
 
     if not TYPE_CHECKING:  # what may be given is what __init__ says
+        __signature__ = _Signature()
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             """Look at the names; ``__init__`` takes the values."""
