@@ -48,12 +48,18 @@ class Saving:
 
     Attributes:
         active: Whether there is anywhere to save to.
+        obeyed: Whether a signal has ended the fit between two batches.
+        signals: Those that ask for a stop. Without a checkpoint to save into, Ctrl-C still ends a run between two
+            batches, so that the next fit can go on from there.
     """
 
     def __init__(self, run: Run, checkpoints: Sequence[Checkpoint], guard: Guard, *, checked: bool) -> None:
         self._run, self._checkpoints, self._guard, self._checked = run, checkpoints, guard, checked
         self._savers: list[Saver] = []
-        self._signals = Signals()
+        self.signals: Signals = Signals(saves=bool(checkpoints))
+        self.obeyed: bool = False
+        self._at_work = False  # while a fit runs
+        self._workers = False  # whether its loaders have any, which get a signal to the process group too
         self._by_steps = any(checkpoint.every.steps is not None for checkpoint in checkpoints)
         self._has_room = False  # all of the savers have it
         self.active: bool = bool(checkpoints)  # whether there is anywhere to save to
@@ -89,9 +95,9 @@ class Saving:
         try:
             for checkpoint in self._checkpoints:
                 self._savers.append(Saver(checkpoint.folder, checkpoint.keep))  # one by one: each holds a lock
-            if self._checkpoints:
-                self._signals.__enter__()
-                self._run.data.asked = lambda: self.asked
+            self.signals.__enter__()
+            self._run.data.asked = lambda: self.asked
+            self._at_work = True
         except BaseException:
             self._close()
             raise
@@ -100,7 +106,8 @@ class Saving:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._signals.__exit__(kind, error, trace)
+        self.signals.__exit__(kind, error, trace)
+        self._at_work = False
         self._close()
         self._run.data.attend(None, None)  # nothing holds the data after the call
         self._run.data.asked = lambda: False
@@ -132,6 +139,7 @@ class Saving:
             contents = read_checkpoint(path)
             path = self._listed(path)
         self._run.data.attend(train, val)
+        self._workers = bool(getattr(train, "num_workers", 0) or getattr(val, "num_workers", 0))
         if path is not None:
             self._restore(path, contents, refused, train, val)
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
@@ -212,7 +220,7 @@ class Saving:
 
     def at_step(self) -> None:
         """Obey, if there is something to, and save where this optimizer step is due."""
-        if self._signals.asked is not None:
+        if self.signals.asked is not None:
             self.obey()
         for saver in self._savers:
             saver.check()
@@ -252,25 +260,27 @@ class Saving:
     @property
     def asked(self) -> bool:
         """Whether a signal has asked for the run to save itself and end."""
-        return self._signals.asked is not None
+        return self.signals.asked is not None
 
     def until_asked(self, batches: Iterable[T]) -> Iterable[T]:
         """The batches; their loader's failure is their end where a signal has asked for a stop.
 
-        A signal to the whole process group reaches the loader's workers, too, and they do not survive it.
+        A signal to the whole process group reaches the loader's workers, too, and they do not survive it. Nor does a
+        pass over batches that are done go on to its end.
         """
-        return self._until_asked(batches) if self._savers else batches
+        watched = self._savers or self._workers or self._run.state.progress.batch
+        return self._until_asked(batches) if self._at_work and watched else batches
 
     def _until_asked(self, batches: Iterable[T]) -> Iterator[T]:
         watched = False
         try:
             for batch in batches:
                 if not watched:
-                    self._signals.watch_workers()
+                    self.signals.watch_workers()
                     watched = True
                 yield batch
         except Exception:
-            if not self._signals.soon():
+            if not self.signals.soon():
                 raise
 
     def heed(self) -> None:
@@ -280,19 +290,30 @@ class Saving:
 
     def obey(self) -> NoReturn:
         """Save, and end as the signal has asked."""
+        self.obeyed = True
+        self._guard.look(self._run.state)
         self.at_end()
         self._leave()
 
     def _leave(self) -> NoReturn:
+        if not self._checkpoints:
+            progress = self._run.state.progress
+            logger.info(
+                "interrupted in epoch %d after %d batches, step %d; fit, called again, goes on from there",
+                progress.epoch + 1,
+                progress.batch,
+                progress.step,
+            )
+            raise self.signals.ending or KeyboardInterrupt
         saved = [path for checkpoint in self._checkpoints if (path := latest_checkpoint(checkpoint.folder)) is not None]
         logger.warning(
             '%s: the run is saved in %s; the same call with resume="auto", or that path, goes on from there',
-            "SIGTERM" if self._signals.asked is signal.SIGTERM else "interrupted",
+            "SIGTERM" if self.signals.asked is signal.SIGTERM else "interrupted",
             " and ".join(map(str, saved)),
         )
-        if self._signals.ending is not None:
-            raise self._signals.ending
-        if self._signals.asked is signal.SIGTERM:
+        if self.signals.ending is not None:
+            raise self.signals.ending
+        if self.signals.asked is signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
 

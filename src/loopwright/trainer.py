@@ -234,6 +234,8 @@ class Trainer(Generic[Model, Batch]):
             CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
             ShapeMismatchError: With ``loss=``, predictions and targets would broadcast.
+            KeyboardInterrupt: Ctrl-C, once the batch in hand is finished, so that another ``fit`` goes on exactly from
+                there. A second Ctrl-C raises it at once.
         """
         state = self.state
         settings = self._settings
@@ -243,7 +245,7 @@ class Trainer(Generic[Model, Batch]):
         self._check_idle("train")
         self._fitted = plan
         self._run.history.catch_up(state)
-        obeyed = self._saving.asked  # a signal ended the last fit between two batches, with all as it should be
+        obeyed = self._saving.obeyed  # a signal ended the last fit between two batches, with all as it should be
         saving = self._saving = self._savers()
         saving.check(resume)
         restores = resume is not None and (resume != "auto" or state.progress.fresh)
@@ -318,6 +320,7 @@ class Trainer(Generic[Model, Batch]):
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
         state, progress, plan, run, saving = self.state, self.state.progress, self.state.plan, self._run, self._saving
         before, steps = (progress.step, progress.skipped), math.inf if plan.steps is None else plan.steps
+        signals = saving.signals
         saves, owed = saving.active, False  # owed: the save of the last step, which waits for the epoch's validation
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
@@ -333,13 +336,14 @@ class Trainer(Generic[Model, Batch]):
             except NonFiniteError as error:  # here the batch is still in hand
                 self._look_into(error, hooks, batch)
                 raise
-            if saves and saving.asked:
+            if signals.asked is not None:
                 saving.obey()
             if run.window is not None:
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step:
                 if run.validation_due:
                     self._evaluate(hooks, val, "val", "val")
+                    saving.heed()
                 owed = saves and progress.batch == plan.batches
                 if saves and not owed:
                     saving.at_step()
