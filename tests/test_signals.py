@@ -209,7 +209,8 @@ class Interrupted(nn.Module):
         hidden = self.inner(inputs)
         if self.count in self.calls:
             signal.raise_signal(signal.SIGINT)
-        return self.inner(inputs) + hidden
+        out: Tensor = self.inner(inputs) + hidden
+        return out
 
 
 @pytest.mark.parametrize("how", [{}, {"accumulate": 3}, {"precision": "fp16"}, {"lbfgs": True}], ids=str)

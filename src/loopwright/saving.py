@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self, TypeVar
 import torch
 from torch import Tensor
 
-from loopwright.adapters import plain_state
+from loopwright.adapters import plain_state, settings_of
 from loopwright.batches import EpochData, length_of
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.checkpoint import (
@@ -24,7 +24,7 @@ from loopwright.checkpoint import (
     read_checkpoint,
     read_manifest,
 )
-from loopwright.errors import CheckpointError, ConfigError
+from loopwright.errors import CheckpointError, ConfigError, advise
 from loopwright.guard import Guard
 from loopwright.plain import encode
 from loopwright.randomness import RandomState
@@ -136,7 +136,7 @@ class Saving:
                 path, contents, refused = _newest(self._checkpoints[0].folder)
         elif resume is not None:
             path = Path(resume).absolute()
-            contents = read_checkpoint(path)
+            contents = self._named(resume, path)
             path = self._listed(path)
         self._run.data.attend(train, val)
         self._workers = bool(getattr(train, "num_workers", 0) or getattr(val, "num_workers", 0))
@@ -152,6 +152,19 @@ class Saving:
                 kept = [other for other in found if self._is_of_this_run(other)]
             saver.begin(kept, checkpoint.monitor, checkpoint.mode)
         return path is not None
+
+    def _named(self, resume: str | os.PathLike[str], path: Path) -> Contents:
+        """What the checkpoint named by hand holds."""
+        try:
+            return read_checkpoint(path)
+        except CheckpointError as error:
+            if path.is_dir():
+                advise(error, 'another checkpoint of its folder, or resume="auto", which takes the newest whole one')
+            elif "best" in str(resume) and not os.path.lexists(path):
+                advise(error, "resume=best_checkpoint(folder), the path of the best one", instead=True)
+            elif not os.path.lexists(path) and not os.path.dirname(resume):
+                advise(error, 'did you mean resume="auto"? else the path of one checkpoint', instead=True)
+            raise
 
     def _is_of_this_run(self, path: Path) -> bool:
         """Whether the run that goes on from here has saved it before; later ones are of a way not taken."""
@@ -169,6 +182,8 @@ class Saving:
 
     def _restore(self, path: Path, contents: Contents, refused: Mapping[Path, str], train: object, val: object) -> None:
         run = self._run
+        scheduler = None if run.schedule is None else run.schedule.lr_scheduler
+        given = settings_of(run.state.optimizer, scheduler)
         run.load_state_dict(contents.weights, contents.state, train, val)
         RandomState.from_state_dict(contents.state["random"]).restore(run.data.generators())
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
@@ -188,6 +203,13 @@ class Saving:
         if there - here:
             gone = _shown(", ".join(sorted(there - here)))
             sentences.append(f"in the checkpoint, but not in the list of callbacks: {gone}")
+        taken = settings_of(run.state.optimizer, scheduler)
+        if changed := [name for name in given if name in taken and not _equal(given[name], taken[name])]:
+            named = [f"{name} {_shown(taken[name])} (given: {_shown(given[name])})" for name in changed[:8]]
+            sentences.append(
+                f"settings that are the checkpoint's, and not those given: {', '.join(named)}"
+                + (", ..." if changed[8:] else "")
+            )
         for name, loader in (("", train), ("in the validation data, ", val)):
             if loader is not None and (why := EpochData.inexact(loader)):
                 sentences.append(f"perhaps not exact: {name}{why}")
@@ -345,6 +367,10 @@ class Saving:
 def _shown(text: object) -> str:
     """Text out of a checkpoint, fit for a log."""
     return "".join(char if char.isprintable() else "?" for char in str(text)[:200])
+
+
+def _equal(one: object, other: object) -> bool:
+    return one == other or (one != one and other != other)  # NaN
 
 
 def _batches(length: int | None) -> str:
