@@ -56,6 +56,14 @@ MISTAKES = [
     Mistake("An argument of fit is misspelt", "trainer.fit(batches, epoch=2)", "TypeError"),
     Mistake("An argument of a callback is misspelt", 'EarlyStopping("val/loss", mode="min", patiance=2)', "TypeError"),
     Mistake("A choice is misspelt", 'Trainer(model, optimizer, nn.MSELoss(), precision="bf-16")'),
+    Mistake("A choice has another library's name", 'Trainer(model, optimizer, nn.MSELoss(), precision="16-mixed")'),
+    Mistake("There are several optimizers", "Trainer(model, [optimizer, optimizer], nn.MSELoss())"),
+    Mistake(
+        "A callback logs in the place of the loss",
+        "class Halve(Callback):\n    def on_epoch_end(self, state):\n"
+        '        state.log("train/loss", state.metrics["train/loss"] / 2)\n\n\n'
+        "Trainer(model, optimizer, nn.MSELoss(), callbacks=[Halve()]).fit(batches, epochs=1)",
+    ),
     Mistake(
         "The monitor is unknown",
         'stopping = EarlyStopping("val/los", mode="min")\n'

@@ -274,12 +274,12 @@ class Trainer(Generic[Model, Batch]):
             self._begin(keep_window=obeyed)
             try:
                 restored = saving.begin(resume, train, val)
+                if restores:
+                    check_passes(plan, state.progress, train, val)
             except BaseException:
                 for module, training in modes:
                     module.training = training
                 raise
-            if restores:
-                check_passes(plan, state.progress, train, val)
             reason = state.stop_reason or plan.reached(state.progress)
             if reason is not None and restored and not self._run.unfinished:
                 self._say_nothing_to_train(reason)
