@@ -136,11 +136,7 @@ class Saving:
                 path, contents, refused = _newest(self._checkpoints[0].folder)
         elif resume is not None:
             path = Path(resume).absolute()
-<<<<<<< HEAD
-            contents = _named(path)
-=======
-            contents = self._named(resume, path)
->>>>>>> core
+            contents = _named(resume, path)
             path = self._listed(path)
         self._run.data.attend(train, val)
         self._workers = bool(getattr(train, "num_workers", 0) or getattr(val, "num_workers", 0))
@@ -156,19 +152,6 @@ class Saving:
                 kept = [other for other in found if self._is_of_this_run(other)]
             saver.begin(kept, checkpoint.monitor, checkpoint.mode)
         return path is not None
-
-    def _named(self, resume: str | os.PathLike[str], path: Path) -> Contents:
-        """What the checkpoint named by hand holds."""
-        try:
-            return read_checkpoint(path)
-        except CheckpointError as error:
-            if path.is_dir():
-                advise(error, 'another checkpoint of its folder, or resume="auto", which takes the newest whole one')
-            elif "best" in str(resume) and not os.path.lexists(path):
-                advise(error, "resume=best_checkpoint(folder), the path of the best one", instead=True)
-            elif not os.path.lexists(path) and not os.path.dirname(resume):
-                advise(error, 'did you mean resume="auto"? else the path of one checkpoint', instead=True)
-            raise
 
     def _is_of_this_run(self, path: Path) -> bool:
         """Whether the run that goes on from here has saved it before; later ones are of a way not taken."""
@@ -381,15 +364,19 @@ def _batches(length: int | None) -> str:
     return "no length" if length is None else f"{length} batches"
 
 
-def _named(path: Path) -> Contents:
+def _named(resume: str | os.PathLike[str], path: Path) -> Contents:
     """What the checkpoint holds that somebody has asked for by its path: that one, or an error."""
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
-        others = (
-            f'python -m loopwright inspect {path.parent} says which are whole; resume="auto" takes the newest of them'
-        )
-        raise CheckpointError(error.what, why=error.why, fix=error.fix or others) from error
+        if path.is_dir():
+            which = f"python -m loopwright inspect {path.parent} says which are whole"
+            advise(error, f'{which}; resume="auto" takes the newest of them')
+        elif "best" in str(resume) and not os.path.lexists(path):
+            advise(error, "resume=best_checkpoint(folder), the path of the best one", instead=True)
+        elif not os.path.lexists(path) and not os.path.dirname(resume):
+            advise(error, 'did you mean resume="auto"? else the path of one checkpoint', instead=True)
+        raise
 
 
 def _newest(folder: Path) -> tuple[Path | None, Contents, dict[Path, str]]:
