@@ -24,6 +24,7 @@ from loopwright.callbacks.early_stopping import restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
+from loopwright.logger import check_apart
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated
 from loopwright.nonfinite.culprit import Culprit
@@ -246,6 +247,7 @@ class Trainer(Generic[Model, Batch]):
         obeyed = self._saving.asked  # a signal ended the last fit between two batches, with all as it should be
         saving = self._saving = self._savers()
         saving.check(resume)
+        check_apart(settings.callbacks)
         restores = resume is not None and (resume != "auto" or state.progress.fresh)
         if not restores and (reason := plan.reached(state.progress)) is not None:
             self._say_nothing_to_train(reason)
