@@ -287,7 +287,7 @@ def test_a_file_as_folder_is_an_error_before_the_first_step(tmp_path: Path) -> N
     assert trainer.state.progress.samples == 0
 
 
-def test_two_loggers_on_one_folder_are_an_error_and_nothing_is_written(
+def test_two_loggers_on_one_folder_are_an_error_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -40,6 +40,7 @@ from loopwright.step import describe
 T = TypeVar("T")
 
 _NONE: Any = object()
+_UNSAID = Every(epochs=1)  # fit's default; given by hand, it asks for no other cadence
 _SAMPLES_LISTED = 32
 _SAY_EACH = 10.0  # seconds between two lines about a place that takes long to find
 
@@ -114,11 +115,12 @@ def plan_fit(
     *,
     accumulate: int,
     clip_norm: float | None = None,
+    measures: Iterable[str] = (),
 ) -> Plan:
     """The plan of a fit, from its arguments.
 
     Raises:
-        ConfigError: There is no target, or the data is no loader.
+        ConfigError: There is no target, the data is no loader, or a cadence was given for a validation without data.
         DataError: The data is empty, and says so.
     """
     for name, target in (("epochs", epochs), ("steps", steps)):
@@ -142,10 +144,18 @@ def plan_fit(
     if length_of(train) == 0:
         raise no_batches("the training data", train)
     if val is None:
-        return Plan(epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm)
+        if validate != _UNSAID:
+            raise ConfigError(
+                f"validate is {validate}, but fit was given no validation data",
+                why="there is nothing to validate on",
+                fix="trainer.fit(train, val, ...), or leave validate out",
+            )
+        return Plan(
+            epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm, measures=tuple(measures)
+        )
     if length_of(val) == 0:
         raise no_batches("the validation data", val)
-    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm)
+    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm, tuple(measures))
 
 
 class EpochData:

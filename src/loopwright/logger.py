@@ -91,7 +91,7 @@ class Logger(Callback[Any], ABC):
         """Close what ``open`` opened. Called also when it was never opened, or failed to."""
 
     def _destination(self) -> Path | None:
-        """The file or the folder that is written to, where there is one: ``fit`` refuses two loggers with the same."""
+        """The file or the folder that is written to, where there is one: a trainer takes no two with the same."""
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,9 +24,8 @@ from loopwright.callbacks.early_stopping import restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
-from loopwright.logger import check_apart
 from loopwright.modes import compiled, evaluating
-from loopwright.monitor import check_validated
+from loopwright.monitor import check_validated, warn_unvalidated
 from loopwright.nonfinite.culprit import Culprit
 from loopwright.nonfinite.rerun import Replay
 from loopwright.nonfinite.skips import Skips
@@ -220,7 +219,7 @@ class Trainer(Generic[Model, Batch]):
             val: The validation data.
             epochs: How many epochs the run is to have. Give this or ``steps``, or both: the first reached ends it.
             steps: How many optimizer steps the run is to have.
-            validate: How often to validate.
+            validate: How often to validate. A cadence other than the default needs ``val``.
             resume: ``"auto"`` goes on from the newest whole checkpoint of the one ``Checkpoint`` in the list, or
                 starts afresh where its folder holds none; a path goes on from that checkpoint.
             preflight: Whether to call ``preflight`` before a fresh run begins, and to train only where no check fails.
@@ -230,7 +229,8 @@ class Trainer(Generic[Model, Batch]):
             The history, the reason for the end, and how far the run has come.
 
         Raises:
-            ConfigError: No target, data that is no loader, or a check of the preflight failed.
+            ConfigError: No target, data that is no loader, ``validate`` without ``val``, or a check of the preflight
+                failed.
             DataError: The training data is empty, or a batch's size is not clear.
             CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
@@ -239,7 +239,14 @@ class Trainer(Generic[Model, Batch]):
         state = self.state
         settings = self._settings
         plan = plan_fit(
-            train, val, epochs, steps, validate, accumulate=settings.accumulate, clip_norm=settings.clip_norm
+            train,
+            val,
+            epochs,
+            steps,
+            validate,
+            accumulate=settings.accumulate,
+            clip_norm=settings.clip_norm,
+            measures=settings.metrics,
         )
         self._check_idle("train")
         self._fitted = plan
@@ -247,7 +254,6 @@ class Trainer(Generic[Model, Batch]):
         obeyed = self._saving.asked  # a signal ended the last fit between two batches, with all as it should be
         saving = self._saving = self._savers()
         saving.check(resume)
-        check_apart(settings.callbacks)
         restores = resume is not None and (resume != "auto" or state.progress.fresh)
         if not restores and (reason := plan.reached(state.progress)) is not None:
             self._say_nothing_to_train(reason)
@@ -276,6 +282,8 @@ class Trainer(Generic[Model, Batch]):
                     if type(callback).setup is not Callback.setup:  # which may have made all anew
                         callback.load_state_dict(saved)
                 hooks.on_fit_start(state)
+                if self._run.plateau is not None:
+                    warn_unvalidated("the schedule", self._run.plateau.name, state)
                 self._saving.rehearse()
                 self._catch_up(hooks, val)
                 while (reason := state.stop_reason or plan.reached(state.progress)) is None:

@@ -52,8 +52,8 @@ class CSVLogger(Logger):
         every: How often to write a row.
 
     Raises:
-        ConfigError: In fit, before the first step: the path is no regular file, or that of another CSVLogger in the
-            list, or the run would go on in a file that it has not written.
+        ConfigError: In fit, before the first step: the path is no regular file, or the run would go on in a file
+            that it has not written. From ``Trainer``: another CSVLogger in the list has the same path.
         OSError: In fit: the file cannot be made or written.
 
     Examples:

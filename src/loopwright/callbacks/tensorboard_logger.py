@@ -55,7 +55,8 @@ class TensorBoardLogger(Logger):
         every: How often to write.
 
     Raises:
-        ConfigError: In fit, before the first step: the path is a file, or that of another TensorBoardLogger in the list.
+        ConfigError: In fit, before the first step: the path is a file. From ``Trainer``: another TensorBoardLogger in
+            the list has the same folder.
         OSError: In fit: the folder or a file in it cannot be made or written.
 
     Examples:
