@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from helpers import Unsized, all_equal, gradients_of, sgd, small_trainer, some_batches
 from loopwright import Callback, Every, Output, State, Trainer
 from loopwright.callback import HOOKS
+from loopwright.callbacks import ProgressBar
 from loopwright.testing import HookRecorder
 
 # A line for each batch or moment. The docs page "exactly what one epoch does" is made from these.
@@ -271,6 +272,23 @@ def test_callbacks_are_called_in_the_lists_order_and_torn_down_in_reverse() -> N
     expected = [f"{hook} {name}" for hook in ORDER["two epochs of two batches"].split()[:8] for name in "abc"]
     assert calls[: 3 * 8] == expected
     assert calls[-3:] == ["teardown c", "teardown b", "teardown a"]
+
+
+def test_a_bar_is_called_after_the_others_at_an_epochs_end_and_explain_shows_it_so() -> None:
+    calls: list[str] = []
+
+    class Bar(ProgressBar):
+        def _print_epoch(self, state: State) -> None:
+            calls.append("bar")
+
+    class Named(Callback):
+        def on_epoch_end(self, state: State) -> None:
+            calls.append("other")
+
+    trainer = small_trainer(Bar(), Named())
+    trainer.fit(some_batches(1), epochs=1)
+    assert calls == ["other", "bar"]
+    assert "on_epoch_end: Named, Bar" in trainer.explain(callbacks=True)
 
 
 def test_the_counters_in_hooks_are_these() -> None:

@@ -138,6 +138,21 @@ def without_output(hook: Hook) -> Hook:
     return hook
 
 
+_LAST: list[Callable[..., None]] = []
+
+
+def after_the_others(hook: Hook) -> Hook:
+    """Mark a hook that only shows what the others have logged, to be called after theirs wherever it stands."""
+    _LAST.append(hook)
+    return hook
+
+
+def comes_last(method: Callable[..., None]) -> bool:
+    """Whether a callback's hook is called after those of all that are not marked so."""
+    function = getattr(method, "__func__", method)
+    return any(function is marked for marked in _LAST)
+
+
 class Hooks(Callback[Any]):
     """All the callbacks of one run as one, with every hook bound when the run begins.
 
@@ -220,6 +235,7 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> tuple[Callable[..., 
     """What calls the hook of all the callbacks, and whether any of them looks at what the hook is given."""
     empty = getattr(Callback, hook)
     bound: list[Callable[..., None]] = []
+    last: list[Callable[..., None]] = []
     looks_at_it = False
     for callback in callbacks:
         method = getattr(callback, hook)
@@ -229,7 +245,9 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> tuple[Callable[..., 
         looks_at_it = looks_at_it or not any(function is marked for marked in _WITHOUT_OUTPUT)
         code = getattr(function, "__code__", None)
         plain = getattr(method, "__self__", None) is callback and code is not None and code.co_name == hook
-        bound.append(method if plain else _relay(callback, hook, method))
+        row = last if comes_last(method) else bound
+        row.append(method if plain else _relay(callback, hook, method))
+    bound += last
     if not bound:
         return _nothing, False
     if len(bound) == 1:
