@@ -88,6 +88,7 @@ FLOORS = {
         "loopwright.device",
         "loopwright.errors",
         "loopwright.forms",
+        "loopwright.hook_names",
         "loopwright.modes",
         "loopwright.nonfinite.census",
         "loopwright.nonfinite.reasons",

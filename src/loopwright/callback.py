@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from typing_extensions import TypeVar
 
-from loopwright.errors import counted, nearest
+from loopwright.errors import counted
+from loopwright.hook_names import respelt, suggestion
 
 if TYPE_CHECKING:
     from loopwright.state import State
@@ -25,7 +26,8 @@ class Callback(Generic[Batch]):
     """Something that watches a run. Subclass it and override the hooks you need.
 
     Every hook is declared here, in the order of a run, as a method that does nothing. A method whose name begins
-    with ``on_`` and is none of them is a ``TypeError`` as soon as the class is created.
+    with ``on_`` and is none of them is a ``TypeError`` as soon as the class is created. So is one that is a hook's name
+    but for capitals and underscores, such as ``setUp`` and ``_on_epoch_end``, unless the class has that hook as well.
 
     The hooks are given ``state``, what the run knows; ``batch``, as the loader gave it and on the device;
     ``output``, what the step made of it, detached; and ``error``, the exception on its way.
@@ -94,14 +96,8 @@ class Callback(Generic[Batch]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):  # those of mixins as well
-            if name.startswith("on_") and name not in HOOKS and callable(getattr(cls, name)):
-                raise TypeError(
-                    f"{cls.__name__}.{name} is not a hook and would never be called; "
-                    # Other libraries say begin, and an end would be nearer in letters.
-                    f"{nearest(name.replace('_begin', '_start'), HOOKS)}\n"
-                    f"  the hooks are: {', '.join(HOOKS)}\n"
-                    "  fix: correct the name, or take 'on_' off the name of a method of your own"
-                )
+            if name not in HOOKS and not name.startswith("__") and callable(getattr(cls, name)):
+                _check_name(cls, name)
         for name, value in vars(cls).items():
             if name in HOOKS and inspect.isfunction(value):
                 _check_signature(cls, name, value)
@@ -110,6 +106,22 @@ class Callback(Generic[Batch]):
 HOOKS: tuple[str, ...] = tuple(
     name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown")
 )
+
+
+def _check_name(cls: type[Callback[Any]], name: str) -> None:
+    """Raise TypeError for a method that is meant for a hook, and is none."""
+    if name.startswith("on_"):
+        what, mend = f"is not a hook and would never be called; {suggestion(name, HOOKS)}", "take 'on_' off the name"
+    else:
+        hook = respelt(name, HOOKS) if inspect.isroutine(getattr(cls, name)) else None  # else a class, for example
+        if hook is None or getattr(cls, hook) is not getattr(Callback, hook):  # beside the hook it is a helper
+            return
+        what, mend = f"is not a hook and would never be called as one; did you mean {hook!r}?", "change the name"
+    raise TypeError(
+        f"{cls.__name__}.{name} {what}\n"
+        f"  the hooks are: {', '.join(HOOKS)}\n"
+        f"  fix: correct the name, or {mend} of a method of your own"
+    )
 
 
 def _check_signature(cls: type[Callback[Any]], name: str, method: Callable[..., Any]) -> None:
