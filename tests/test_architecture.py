@@ -89,6 +89,7 @@ FLOORS = {
         "loopwright.errors",
         "loopwright.forms",
         "loopwright.hook_names",
+        "loopwright.mismatch",
         "loopwright.modes",
         "loopwright.nonfinite.census",
         "loopwright.nonfinite.reasons",

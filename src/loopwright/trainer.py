@@ -24,6 +24,7 @@ from loopwright.callbacks.early_stopping import restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
+from loopwright.mismatch import explain_in_note
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated, warn_unvalidated
 from loopwright.nonfinite.culprit import Culprit
@@ -860,6 +861,9 @@ class Trainer(Generic[Model, Batch]):
                 if self._settings.compile and stage == "train":
                     stack.enter_context(compiled(state.model))
                 yield
+        except Exception as error:
+            explain_in_note(error)
+            raise
         finally:
             self._running = False
             state.stage = "train"
