@@ -177,9 +177,9 @@ def check_apart(callbacks: Iterable[Callback[Any]]) -> None:
         place, kind = os.path.realpath(path), type(callback).__name__
         if (other := taken.get(place)) is not None:
             raise ConfigError(
-                f"two {kind}s in the list write to {place}"
+                f"two {kind}s in the list write to {str(path)!r}"
                 if kind == other
-                else f"a {other} and a {kind} in the list both write to {place}",
+                else f"a {other} and a {kind} in the list both write to {str(path)!r}",
                 why="each would take the other's records for those of an earlier run, or write over them",
                 fix="a path for each",
             )
