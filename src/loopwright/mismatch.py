@@ -20,7 +20,9 @@ from loopwright.errors import LoopwrightError
 Cause = tuple[str, str]
 """What was found, and what to do about it."""
 
-OF_TYPES: re.Pattern[str] = re.compile(r"type|double|float|half", re.IGNORECASE)  # in the text of an error of torch's
+OF_TYPES: re.Pattern[str] = re.compile(
+    r"type|double|float|half|not implemented for", re.IGNORECASE
+)  # in the text of an error of torch's
 CASTS: Mapping[torch.dtype, str] = {
     torch.float32: "float()",
     torch.float64: "double()",
