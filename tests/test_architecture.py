@@ -85,6 +85,7 @@ FLOORS = {
         "loopwright.window",
     ],
     0: [
+        "loopwright.arguments",
         "loopwright.device",
         "loopwright.errors",
         "loopwright.forms",

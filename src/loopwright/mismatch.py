@@ -20,9 +20,8 @@ from loopwright.errors import LoopwrightError
 Cause = tuple[str, str]
 """What was found, and what to do about it."""
 
-OF_TYPES: re.Pattern[str] = re.compile(
-    r"type|double|float|half|not implemented for", re.IGNORECASE
-)  # in the text of an error of torch's
+# In the text of an error of torch's: it speaks of types.
+OF_TYPES: re.Pattern[str] = re.compile(r"type|double|float|half|not implemented for", re.IGNORECASE)
 CASTS: Mapping[torch.dtype, str] = {
     torch.float32: "float()",
     torch.float64: "double()",
