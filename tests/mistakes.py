@@ -51,6 +51,16 @@ MISTAKES = [
         "TypeError",
     ),
     Mistake(
+        "A hook has the name that another library gives it",
+        "class PrintLoss(Callback):\n    def on_train_batch_end(self, state, output): ...",
+        "TypeError",
+    ),
+    Mistake(
+        "A hook's name is written in other letters",
+        "class PrintLoss(Callback):\n    def setUp(self, state): ...",
+        "TypeError",
+    ),
+    Mistake(
         "A hook has a wrong signature",
         "class PrintLoss(Callback):\n    def on_epoch_end(self): ...",
         "TypeError",
@@ -88,6 +98,13 @@ MISTAKES = [
         "A metric of the validation is monitored, and there is no validation data",
         'stopping = EarlyStopping("val/loss", mode="min")\n'
         "Trainer(model, optimizer, nn.MSELoss(), callbacks=[stopping]).fit(batches, epochs=1)",
+    ),
+    Mistake(
+        "The same, with what metrics measure",
+        'stopping = EarlyStopping("val/mae", mode="min")\n'
+        'metrics = {"mae": MeanAbsoluteError()}\n'
+        "trainer = Trainer(model, optimizer, nn.MSELoss(), metrics=metrics, callbacks=[stopping])\n"
+        "trainer.fit(batches, epochs=1)",
     ),
     Mistake(
         "The same, with a checkpoint",
@@ -161,6 +178,12 @@ MISTAKES = [
     Mistake(
         "An extra is missing",
         'result = trainer.fit(batches, epochs=1)\nresult.plot("curves.png")  # where matplotlib is not installed',
+    ),
+    Mistake("A validation is asked for without data", "trainer.fit(batches, epochs=1, validate=Every(steps=1))"),
+    Mistake(
+        "Two loggers write to one file",
+        'loggers = [CSVLogger("metrics.csv"), CSVLogger("metrics.csv")]\n'
+        "Trainer(model, optimizer, nn.MSELoss(), callbacks=loggers)",
     ),
     Mistake("Nothing says how long to train", "trainer.fit(batches)"),
     Mistake("epochs is 0", "trainer.fit(batches, epochs=0)"),

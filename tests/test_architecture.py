@@ -89,6 +89,8 @@ FLOORS = {
         "loopwright.device",
         "loopwright.errors",
         "loopwright.forms",
+        "loopwright.hook_names",
+        "loopwright.mismatch",
         "loopwright.modes",
         "loopwright.nonfinite.census",
         "loopwright.nonfinite.reasons",

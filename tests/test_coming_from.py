@@ -14,6 +14,8 @@ import loopwright
 import loopwright.callbacks
 from clean_environment import ROOT
 from loopwright import Output
+from loopwright.callback import HOOKS
+from loopwright.hook_names import ELSEWHERE
 from loopwright.testing import tiny_state, two_step_fit
 
 PAGE = ROOT / "docs" / "coming-from.md"
@@ -61,6 +63,17 @@ def test_a_name_or_an_argument_that_does_not_exist_is_found() -> None:
     ]:
         with pytest.raises(error):
             resolve(ast.parse(code, mode="eval").body, public())
+
+
+def test_a_hook_of_another_library_in_the_tables_is_suggested_to_whoever_writes_it() -> None:
+    compared = 0
+    for row in re.findall(r"^\| .* \| .* \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE):
+        theirs, ours = (re.findall(r"`\w*Callback\.(\w+)`", cell) for cell in row.strip("| ").split(" | "))
+        for name, hook in zip(theirs, ours, strict=False):
+            compared += 1
+            # They share a few names with us; on_step_end is another moment there, and an allowed name here.
+            assert ELSEWHERE.get(name, name) == hook or name in HOOKS
+    assert compared > 20
 
 
 def test_each_peer_has_a_table() -> None:

@@ -334,6 +334,22 @@ def test_a_device_as_path_is_an_error_and_stays_where_it_is() -> None:
     assert not Path(os.devnull).is_file()
 
 
+@pytest.mark.parametrize("other", ["metrics.csv", "link/metrics.csv", "link.csv"])
+def test_two_loggers_on_one_file_are_an_error_before_anything_is_written(tmp_path: Path, other: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "link.csv").symlink_to(tmp_path / "metrics.csv")
+    with pytest.raises(ConfigError, match="two CSVLoggers in the list write to") as caught:
+        trainer_with(CSVLogger(tmp_path / "metrics.csv"), CSVLogger(tmp_path / other))
+    assert caught.value.fix == "a path for each"
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_two_loggers_on_a_file_each_write_the_same_rows(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    trainer_with(*map(CSVLogger, paths)).fit(tiny_data(), epochs=1)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 def test_a_place_that_cannot_be_written_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     trainer = trainer_with(CSVLogger(tmp_path / "file" / "metrics.csv"))

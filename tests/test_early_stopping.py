@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -11,8 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError
 
-from helpers import Outcome, StopsIn, all_equal, assert_same_run, small_model, small_trainer, some_batches, weights_of
+from helpers import (
+    Outcome,
+    StopsIn,
+    Unsized,
+    all_equal,
+    assert_same_run,
+    small_model,
+    small_trainer,
+    some_batches,
+    weights_of,
+)
 from loopwright import Callback, ConfigError, Every, Output, State, Trainer, UnknownMetricError
 from loopwright.callbacks import EarlyStopping, LearningRateMonitor
 from small_problems import make_optimizer
@@ -292,6 +304,113 @@ def test_a_measure_of_the_validation_that_nothing_logs_is_answered_with_metrics(
     assert words in caught.value.fix
     assert f"state.log({name!r}, value)" in caught.value.fix
     assert ("fit(train, val" in caught.value.fix) is not val
+
+
+@pytest.mark.parametrize("name", ["val/error", "val_error", "val/error/worst"])
+def test_following_what_metrics_measure_in_a_fit_without_validation_data_is_an_error_before_the_first_step(
+    name: str,
+) -> None:
+    trainer = small_trainer(EarlyStopping(name, mode="min"), metrics={"error": MeanAbsoluteError()})
+    with pytest.raises(ConfigError, match="no validation data") as caught:
+        trainer.fit(some_batches(3), epochs=1)
+    assert ("with a slash" in caught.value.fix) is (name == "val_error")
+    assert trainer.state.progress.batch == 0
+
+
+def test_a_measure_that_metrics_have_is_not_what_they_are_told_to_measure() -> None:
+    class Two:
+        def reset(self) -> None: ...
+
+        def update(self, predictions: Tensor, targets: Tensor) -> None: ...
+
+        def compute(self) -> dict[str, float]:
+            return {"mean": 0.0, "worst": 1.0}
+
+    trainer = small_trainer(EarlyStopping("val/error", mode="min"), metrics={"error": Two()})
+    with pytest.raises(UnknownMetricError, match="val/error/mean, val/error/worst") as caught:
+        trainer.fit(some_batches(3), some_batches(1), epochs=1)
+    assert "metrics=" not in caught.value.fix
+
+
+# A validation that cannot take place.
+
+TOO_LATE: list[tuple[str, dict[str, Any], str]] = [
+    ("val/loss", {"epochs": 3, "validate": Every(epochs=5)}, "epoch 3; to have one, validate=Every(epochs=1)"),
+    ("val/loss", {"epochs": 2, "validate": Every(steps=1000)}, "step 8; to have one, validate=Every(epochs=1)"),
+    ("val/loss", {"steps": 3}, "epoch 0; to have one, validate=Every(steps=3)"),
+    ("val/loss", {"steps": 99, "epochs": 1, "validate": Every(epochs=2)}, "epoch 1; to have one, validate=Every("),
+    ("val/loss", {"steps": 7, "validate": Every(epochs=2)}, "epoch 1; to have one, validate=Every(epochs=1)"),
+    ("val/error", {"epochs": 3, "validate": Every(epochs=5)}, "gets no value of it: with validate=Every(epochs=5) no"),
+    ("val/mine", {"epochs": 3, "validate": Every(epochs=5)}, "gets no value of it unless a callback logs it: with"),
+]
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(("name", "asked", "words"), TOO_LATE)
+def test_following_a_validation_that_the_fit_ends_before_is_warned_of(
+    caplog: pytest.LogCaptureFixture, name: str, asked: dict[str, Any], words: str
+) -> None:
+    trainer = small_trainer(EarlyStopping(name, mode="min"), metrics={"error": MeanAbsoluteError()})
+    trainer.fit(some_batches(4), some_batches(1), **asked)
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith(f"EarlyStopping follows {name!r}, and gets no value of it")
+    assert words in warning
+    assert "val/loss" not in trainer.state.metrics
+
+
+def test_an_accumulated_step_counts_as_one_where_a_validation_is_looked_for(caplog: pytest.LogCaptureFixture) -> None:
+    data = some_batches(5)
+    asked: dict[str, Any] = {"epochs": 2, "validate": Every(steps=7)}
+    small_trainer(EarlyStopping("val/loss", mode="min"), accumulate=2).fit(data, some_batches(1), **asked)
+    assert "step 6;" in warnings_of(caplog)[0]
+    caplog.clear()
+    small_trainer(EarlyStopping("val/loss", mode="min")).fit(data, some_batches(1), **asked)
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("val/loss", {"epochs": 5, "validate": Every(epochs=5)}),
+        ("val/loss", {"epochs": 2, "validate": Every(steps=8)}),
+        ("val/loss", {"steps": 4}),
+        ("train/loss", {"epochs": 3, "validate": Every(epochs=5)}),
+        ("score", {"epochs": 3, "validate": Every(epochs=5)}),
+    ],
+)
+def test_following_what_there_will_be_a_value_of_is_not_warned_of(
+    caplog: pytest.LogCaptureFixture, name: str, asked: dict[str, Any]
+) -> None:
+    trainer = small_trainer(Logs("score", "step"), EarlyStopping(name, mode="min", patience=9))
+    trainer.fit(some_batches(4), some_batches(1), **asked)
+    assert warnings_of(caplog) == []
+
+
+def test_a_fit_of_unknown_length_is_not_warned_of_unless_its_epochs_tell(caplog: pytest.LogCaptureFixture) -> None:
+    stopping = EarlyStopping("val/loss", mode="min")
+    small_trainer(stopping).fit(Unsized(some_batches(2)), some_batches(1), epochs=2, validate=Every(steps=5))
+    small_trainer(stopping).fit(Unsized(some_batches(2)), some_batches(1), steps=2, validate=Every(epochs=2))
+    assert warnings_of(caplog) == []
+    small_trainer(stopping).fit(Unsized(some_batches(2)), some_batches(1), epochs=2, validate=Every(epochs=3))
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_a_later_fit_of_a_run_that_was_validated_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = small_trainer(EarlyStopping("val/loss", mode="min"))
+    trainer.fit(some_batches(2), some_batches(1), epochs=2, validate=Every(epochs=2))
+    trainer.fit(some_batches(2), some_batches(1), epochs=3, validate=Every(epochs=2))
+    assert warnings_of(caplog) == []
+
+
+def test_a_later_fit_counts_from_where_the_run_is(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = small_trainer(EarlyStopping("val/loss", mode="min"))
+    trainer.fit(some_batches(2), some_batches(1), epochs=2, validate=Every(epochs=3))
+    trainer.fit(some_batches(2), some_batches(1), epochs=3, validate=Every(epochs=3))
+    assert len(warnings_of(caplog)) == 1
+    assert "val/loss" in trainer.state.metrics
 
 
 def test_one_evaluation_is_counted_in_the_singular() -> None:

@@ -172,8 +172,22 @@ def test_a_changed_cadence_holds_from_the_next_fit_on() -> None:
     data, val = some_batches(5), some_batches(1)
     trainer.fit(data, val, steps=5, validate=Every(steps=2))
     trainer.fit(data, val, steps=10, validate=Every(steps=3))
-    trainer.fit(data, steps=15, validate=Every(steps=1))  # there is nothing to validate on
+    trainer.fit(data, steps=15)  # there is nothing to validate on
     assert validations.steps == [2, 4, 6, 9]
+
+
+@pytest.mark.parametrize("validate", [Every(steps=1), Every(epochs=5)])
+def test_a_cadence_of_validations_without_data_for_them_is_an_error_before_the_first_step(validate: Every) -> None:
+    trainer = small_trainer()
+    with pytest.raises(ConfigError, match="no validation data") as caught:
+        trainer.fit(some_batches(2), epochs=1, validate=validate)
+    assert caught.value.what.startswith(f"validate is {validate}, ")
+    assert "Every(steps=" in caught.value.what or "Every(epochs=" in caught.value.what
+    assert trainer.state.progress.fresh
+
+
+def test_the_default_cadence_given_by_hand_needs_no_validation_data() -> None:
+    assert small_trainer().fit(some_batches(2), epochs=1, validate=Every(epochs=1)).stop_reason == "epochs"
 
 
 # Schedule

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from helpers import Unsized, all_equal, gradients_of, sgd, small_trainer, some_batches
 from loopwright import Callback, Every, Output, State, Trainer
 from loopwright.callback import HOOKS
+from loopwright.callbacks import ProgressBar
+from loopwright.hook_names import ELSEWHERE
 from loopwright.testing import HookRecorder
 
 # A line for each batch or moment. The docs page "exactly what one epoch does" is made from these.
@@ -273,6 +276,24 @@ def test_callbacks_are_called_in_the_lists_order_and_torn_down_in_reverse() -> N
     assert calls[-3:] == ["teardown c", "teardown b", "teardown a"]
 
 
+def test_a_bar_is_called_after_the_others_at_an_epochs_end_and_explain_shows_it_so() -> None:
+    calls: list[str] = []
+
+    class Bar(ProgressBar):
+        def _print_epoch(self, state: State) -> None:
+            calls.append("bar")
+
+    class Named(Callback):
+        def on_epoch_end(self, state: State) -> None:
+            calls.append("other")
+
+    trainer = small_trainer(Bar(), Named())
+    trainer.fit(some_batches(1), epochs=1)
+    assert calls == ["other", "bar"]
+    shown = " ".join(trainer.explain(callbacks=True).replace("#", " ").split())
+    assert re.search(r"on_epoch_end: \S+\.Named, \S+\.Bar\b", shown)
+
+
 def test_the_counters_in_hooks_are_these() -> None:
     seen: list[str] = []
 
@@ -439,11 +460,74 @@ def test_hooks_may_be_any_callable_and_errors_in_them_name_the_hook() -> None:
         ("on_eval_batch_ends", "on_eval_batch_end"),
         ("on_exceptions", "on_exception"),
         ("on_backward", "on_backward_end"),
+        ("on_train_batch_end", "on_batch_end"),
+        ("on_train_epoch_end", "on_epoch_end"),
+        ("on_validation_end", "on_eval_end"),
+        ("on_test_end", "on_eval_end"),
+        ("on_step_begin", "on_batch_start"),
+        ("on_save_checkpoint", "state_dict"),
     ],
 )
 def test_a_misspelt_hook_is_a_type_error_at_class_creation_that_names_the_nearest(wrong: str, right: str) -> None:
     with pytest.raises(TypeError, match=rf"Typo\.{wrong} is not a hook[\s\S]*did you mean '{right}'"):
         type("Typo", (Callback,), {wrong: lambda self, state: None})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("tear_down", "teardown"),
+        ("setUp", "setup"),
+        ("tearDown", "teardown"),
+        ("Setup", "setup"),
+        ("onEpochEnd", "on_epoch_end"),
+        ("_on_epoch_end", "on_epoch_end"),
+        ("onfit_start", "on_fit_start"),
+    ],
+)
+def test_a_hooks_name_in_other_letters_is_a_type_error_at_class_creation(wrong: str, right: str) -> None:
+    with pytest.raises(TypeError, match=rf"Typo\.{wrong} is not a hook[\s\S]*did you mean '{right}'"):
+        type("Typo", (Callback,), {wrong: lambda self, state: None})
+    mixin = type("Mixin", (), {wrong: lambda self, state: None})
+    with pytest.raises(TypeError, match="did you mean"):
+        type("Typo", (Callback, mixin), {})
+
+
+def test_what_others_call_each_hook_is_one_of_ours_and_none_of_their_names_is() -> None:
+    assert set(ELSEWHERE.values()) <= {*HOOKS, "state_dict", "load_state_dict"}
+    assert not ELSEWHERE.keys() & set(HOOKS)
+    for name, ours in ELSEWHERE.items():
+        with pytest.raises(TypeError, match=rf"did you mean '{ours}'\?"):
+            type("Elsewhere", (Callback,), {name: lambda self, state: None})
+
+
+def test_a_hook_for_predictions_is_answered_with_there_being_none() -> None:
+    with pytest.raises(TypeError, match="predict calls no hook"):
+        type("Predicts", (Callback,), {"on_predict_batch_end": lambda self, state: None})
+
+
+def test_helpers_of_the_users_own_are_free() -> None:
+    class Fine(Callback):
+        SETUP = "no method"
+
+        class Setup: ...
+
+        def setup_model(self) -> None: ...
+        def _setup(self) -> None: ...
+        def _tear_down(self) -> None: ...
+        def once(self) -> None: ...
+        def epoch_end(self) -> None: ...
+
+    class Template(Callback):
+        def on_epoch_end(self, state: State) -> None:
+            self._on_epoch_end(state)
+
+        def _on_epoch_end(self, state: State) -> None: ...
+
+    class OfTemplate(Template):
+        def _on_epoch_end(self, state: State) -> None: ...
+
+    small_trainer(Fine(), OfTemplate()).fit(some_batches(1), epochs=1)
 
 
 def test_a_subclass_of_a_callback_is_checked_as_well() -> None:

@@ -555,7 +555,25 @@ def test_an_error_of_shapes_is_not_taken_for_one_of_types() -> None:
             return out
 
     row = small_trainer(model=Casts()).preflight([(torch.randn(4, 2).double(), torch.randn(4, 1))])
-    assert row["a training step runs"].fix == "mend it; fit would end with the same error"
+    assert row["a training step runs"].fix == "nn.Linear(2, 1), or what it is given with 3 features"
+
+
+def test_an_error_that_nothing_is_known_of_is_told_as_it_is() -> None:
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        raise RuntimeError("some type is wrong")
+
+    row = small_trainer(step=step).preflight([(torch.randn(4, 3), torch.randn(4, 1))])["a training step runs"]
+    assert (row.cause, row.fix) == ("", "mend it; fit would end with the same error")
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1, 7]), torch.tensor([-1, 1, 2])])
+def test_labels_out_of_range_have_cause_and_fix_in_both_rows(labels: torch.Tensor) -> None:
+    model = nn.Linear(3, 3)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), device="cpu")
+    report = trainer.preflight([(torch.randn(3, 3), labels)])
+    for name in ("a training step runs", "labels and indices"):
+        assert report[name].cause.startswith("a loss outside its range")
+        assert report[name].fix.startswith("count from 0, and give the model one output for each class")
 
 
 def test_the_batch_named_is_the_one_that_failed() -> None:

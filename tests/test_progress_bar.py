@@ -28,7 +28,7 @@ import tqdm
 from torch import nn
 
 from loopwright import Callback, Every, Output, State, Trainer
-from loopwright.callbacks import ProgressBar
+from loopwright.callbacks import Checkpoint, ProgressBar
 from loopwright.testing import tiny_data, tiny_model, tiny_state, two_step_fit
 
 
@@ -296,6 +296,69 @@ def test_of_many_values_eight_are_shown_and_the_losses_first() -> None:
     (line,) = without_values(lines_of(file))
     others = "".join(f"  gradient/{number}" for number in range(6))
     assert line == f"epoch:1/1  step 2  train/loss  val/loss{others}"
+
+
+class LogsAtEnds(Callback[Any]):
+    """Logs the epoch's number as each epoch ends, and something as an evaluation does."""
+
+    def on_epoch_end(self, state: State) -> None:
+        state.log("number", state.progress.epoch)
+
+    def on_eval_end(self, state: State) -> None:
+        state.log("evaluated", 7.0)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_line_holds_what_is_logged_at_its_own_epochs_end_wherever_the_bar_stands(first: bool) -> None:
+    file = io.StringIO()
+    bar, logs = ProgressBar(file=file), LogsAtEnds()
+    trainer = trainer_with(*((bar, logs) if first else (logs, bar)))
+    trainer.fit(tiny_data(), epochs=3)
+    assert [line.rpartition("  ")[2] for line in lines_of(file)] == ["number 1", "number 2", "number 3"]
+    assert [int(line.split("step ")[1].split()[0]) for line in lines_of(file)] == [2, 4, 6]
+    trainer.evaluate(tiny_data())
+    assert file.getvalue().splitlines()[-1].endswith("  evaluated 7")
+
+
+def test_the_line_is_there_before_the_epochs_save(tmp_path: Path) -> None:
+    file = io.StringIO()
+    lines_at_saves: list[int] = []
+
+    class Looks(Callback[Any]):
+        def state_dict(self) -> dict[str, Any]:
+            lines_at_saves.append(len(lines_of(file)))
+            return {}
+
+    trainer_with(Checkpoint(tmp_path), ProgressBar(file=file), LogsAtEnds(), Looks()).fit(tiny_data(), epochs=3)
+    assert lines_at_saves == [0, 1, 2, 3, 3]  # the first is the rehearsal, the last what is kept for a later fit
+
+
+def test_an_epoch_in_whose_end_another_callback_fails_has_its_line_once() -> None:
+    class Fails(Callback[Any]):
+        def __init__(self, hook: str) -> None:
+            self.hook = hook
+
+        def on_epoch_start(self, state: State) -> None:
+            self.fail("start", state)
+
+        def on_epoch_end(self, state: State) -> None:
+            self.fail("end", state)
+
+        def fail(self, hook: str, state: State) -> None:
+            if hook == self.hook and state.progress.epoch == 2:
+                raise ValueError("enough")
+
+    for hook in ("start", "end"):
+        file = io.StringIO()
+        with pytest.raises(ValueError, match="enough"):
+            trainer_with(ProgressBar(file=file), Fails(hook)).fit(tiny_data(), epochs=3)
+        assert without_values(lines_of(file)) == ["epoch:1/3  step 2  train/loss", "epoch:2/3  step 4  train/loss"]
+
+
+def test_the_bar_ends_with_what_a_later_callback_logged_at_the_last_epochs_end() -> None:
+    terminal = Terminal()
+    trainer_with(ProgressBar(file=terminal), LogsAtEnds()).fit(tiny_data(), epochs=2)
+    assert "number 2" in terminal.drawn[-1]
 
 
 def test_a_name_that_the_file_cannot_encode_is_written_escaped() -> None:

@@ -33,7 +33,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import kill_runs
 from broken_runs import Case, Interrupt, Interrupted, broken, build, dataset, differences, fit, left_behind, unbroken
 from faults_table import Figures
-from helpers import At, Unsized, line_trainer, some_batches, weights_of
+from helpers import At, Unsized, line_trainer, small_trainer, some_batches, weights_of
 from loopwright import Callback, Every, Schedule, State, Trainer, best_checkpoint, latest_checkpoint, load_weights
 from loopwright.callbacks import Checkpoint, EarlyStopping
 from loopwright.checkpoint import list_checkpoints, read_checkpoint
@@ -1069,6 +1069,24 @@ def test_a_refused_resume_leaves_the_models_mode_as_it_was(tmp_path: Path) -> No
     with pytest.raises(CheckpointError):
         trainer.fit(some_batches(2), epochs=2, resume=latest_checkpoint(tmp_path))
     assert not trainer.state.model.training
+
+
+def test_a_best_checkpoint_of_a_validation_that_the_fit_ends_before_is_warned_of_also_after_a_resume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fit(epochs: int) -> list[str]:
+        caplog.clear()
+        trainer = small_trainer(Checkpoint(tmp_path / "run", monitor="val/loss", mode="min"))
+        trainer.fit(some_batches(2), some_batches(1), epochs=epochs, validate=Every(epochs=4), resume="auto")
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    for epochs in (2, 3):  # the second begins where the first has ended
+        (warning,) = fit(epochs)
+        assert warning.startswith("Checkpoint follows 'val/loss', and gets no value of it: ")
+        assert best_checkpoint(tmp_path / "run") is None
+    assert fit(4) == []
+    assert best_checkpoint(tmp_path / "run") is not None
+    assert fit(5) == []
 
 
 def test_one_folder_for_two_checkpoints_and_a_folder_in_place_of_a_checkpoint_are_errors(tmp_path: Path) -> None:

@@ -350,6 +350,20 @@ def test_following_a_validation_that_there_is_not_is_an_error_before_the_first_s
     assert trainer.state.progress.step == 0
 
 
+def test_following_a_validation_that_the_fit_ends_before_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    model, optimizer, data = problem(2)
+    schedule = Schedule(Counting(optimizer), each="epoch", monitor="val/loss")
+    trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, device="cpu")
+    trainer.fit(data, data[:1], epochs=2, validate=Every(epochs=3))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "the schedule follows 'val/loss', and gets no value of it: with validate=Every(epochs=3) no validation is due "
+        "by the end of this fit, epoch 2; to have one, validate=Every(epochs=1)"
+    ]
+    caplog.clear()
+    trainer.fit(data, data[:1], epochs=3, validate=Every(epochs=3))
+    assert "follows" not in caplog.text
+
+
 def test_a_scheduler_of_another_optimizer_is_refused() -> None:
     model, optimizer, _ = problem()
     _, other, _ = problem()

@@ -287,6 +287,15 @@ def test_a_file_as_folder_is_an_error_before_the_first_step(tmp_path: Path) -> N
     assert trainer.state.progress.samples == 0
 
 
+def test_two_loggers_on_one_folder_are_an_error_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="two TensorBoardLoggers in the list write to"):
+        two_step_fit(TensorBoardLogger("run"), TensorBoardLogger(tmp_path / "run"))
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):

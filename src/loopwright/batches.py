@@ -42,6 +42,7 @@ from loopwright.step import describe
 T = TypeVar("T")
 
 _NONE: Any = object()
+_UNSAID = Every(epochs=1)  # fit's default; given by hand, it asks for no other cadence
 _SAMPLES_LISTED = 32
 _SAY_EACH = 10.0  # seconds between two lines about a place that takes long to find
 
@@ -118,11 +119,12 @@ def plan_fit(
     clip_norm: float | None = None,
     preflight: bool = False,
     progress: Progress | None = None,
+    measures: Iterable[str] = (),
 ) -> Plan:
     """The plan of a fit, from its arguments, and from how far the run has come, where that is known before it begins.
 
     Raises:
-        ConfigError: There is no target, or the data is no loader.
+        ConfigError: There is no target, the data is no loader, or a cadence was given for a validation without data.
         DataError: The data is empty, and says so, or can be read once and is needed again.
     """
     if not isinstance(preflight, bool):
@@ -150,11 +152,19 @@ def plan_fit(
     if length_of(train) == 0:
         raise no_batches("the training data", train)
     if val is None:
-        plan = Plan(epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm)
+        if validate != _UNSAID:
+            raise ConfigError(
+                f"validate is {validate}, but fit was given no validation data",
+                why="there is nothing to validate on",
+                fix="trainer.fit(train, val, ...), or leave validate out",
+            )
+        plan = Plan(
+            epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm, measures=tuple(measures)
+        )
     else:
         if length_of(val) == 0:
             raise no_batches("the validation data", val)
-        plan = Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm)
+        plan = Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm, tuple(measures))
     if progress is not None and (isinstance(train, Iterator) or isinstance(val, Iterator)):
         check_passes(plan, progress, train, val)
     return plan

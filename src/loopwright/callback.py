@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 from typing_extensions import TypeVar
 
 from loopwright.arguments import NamedArguments
-from loopwright.errors import counted, nearest
+from loopwright.errors import counted
+from loopwright.hook_names import respelt, suggestion
 
 if TYPE_CHECKING:
     from loopwright.state import State
@@ -32,7 +33,8 @@ class Callback(NamedArguments, Generic[Batch]):
     """Something that watches a run. Subclass it and override the hooks you need.
 
     Every hook is declared here, in the order of a run, as a method that does nothing. A method whose name begins
-    with ``on_`` and is none of them is a ``TypeError`` as soon as the class is created.
+    with ``on_`` and is none of them is a ``TypeError`` as soon as the class is created. So is one that is a hook's name
+    but for capitals and underscores, such as ``setUp`` and ``_on_epoch_end``, unless the class has that hook as well.
 
     The hooks are given ``state``, what the run knows; ``batch``, as the loader gave it and on the device;
     ``output``, what the step made of it, detached; and ``error``, the exception on its way.
@@ -101,14 +103,8 @@ class Callback(NamedArguments, Generic[Batch]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):  # those of mixins as well
-            if name.startswith("on_") and name not in HOOKS and callable(getattr(cls, name)):
-                raise TypeError(
-                    f"{cls.__name__}.{name} is not a hook and would never be called; "
-                    # Other libraries say begin, and an end would be nearer in letters.
-                    f"{nearest(name.replace('_begin', '_start'), HOOKS)}\n"
-                    f"  the hooks are: {', '.join(HOOKS)}\n"
-                    "  fix: correct the name, or take 'on_' off the name of a method of your own"
-                )
+            if name not in HOOKS and not name.startswith("__") and callable(getattr(cls, name)):
+                _check_name(cls, name)
         for name, value in vars(cls).items():
             if name in HOOKS and inspect.isfunction(value):
                 _check_signature(cls, name, value)
@@ -117,6 +113,22 @@ class Callback(NamedArguments, Generic[Batch]):
 HOOKS: tuple[str, ...] = tuple(
     name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown")
 )
+
+
+def _check_name(cls: type[Callback[Any]], name: str) -> None:
+    """Raise TypeError for a method that is meant for a hook, and is none."""
+    if name.startswith("on_"):
+        what, mend = f"is not a hook and would never be called; {suggestion(name, HOOKS)}", "take 'on_' off the name"
+    else:
+        hook = respelt(name, HOOKS) if inspect.isroutine(getattr(cls, name)) else None  # else a class, for example
+        if hook is None or getattr(cls, hook) is not getattr(Callback, hook):  # beside the hook it is a helper
+            return
+        what, mend = f"is not a hook and would never be called as one; did you mean {hook!r}?", "change the name"
+    raise TypeError(
+        f"{cls.__name__}.{name} {what}\n"
+        f"  the hooks are: {', '.join(HOOKS)}\n"
+        f"  fix: correct the name, or {mend} of a method of your own"
+    )
 
 
 def _check_signature(cls: type[Callback[Any]], name: str, method: Callable[..., Any]) -> None:
@@ -143,6 +155,21 @@ def without_output(hook: Hook) -> Hook:
     """Mark a hook that looks at nothing of the output it is given, so that the loop need not detach one for it."""
     _WITHOUT_OUTPUT.append(hook)
     return hook
+
+
+_LAST: list[Callable[..., None]] = []
+
+
+def after_the_others(hook: Hook) -> Hook:
+    """Mark a hook that only shows what the others have logged, to be called after theirs wherever it stands."""
+    _LAST.append(hook)
+    return hook
+
+
+def comes_last(method: Callable[..., None]) -> bool:
+    """Whether a callback's hook is called after those of all that are not marked so."""
+    function = getattr(method, "__func__", method)
+    return any(function is marked for marked in _LAST)
 
 
 class Hooks(Callback[Any]):
@@ -229,6 +256,7 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> tuple[Callable[..., 
     """What calls the hook of all the callbacks, and whether any of them looks at what the hook is given."""
     empty = getattr(Callback, hook)
     bound: list[Callable[..., None]] = []
+    last: list[Callable[..., None]] = []
     looks_at_it = False
     for callback in callbacks:
         method = getattr(callback, hook)
@@ -238,7 +266,9 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> tuple[Callable[..., 
         looks_at_it = looks_at_it or not any(function is marked for marked in _WITHOUT_OUTPUT)
         code = getattr(function, "__code__", None)
         plain = getattr(method, "__self__", None) is callback and code is not None and code.co_name == hook
-        bound.append(method if plain else _relay(callback, hook, method))
+        row = last if comes_last(method) else bound
+        row.append(method if plain else _relay(callback, hook, method))
+    bound += last
     if not bound:
         return _nothing, False
     if len(bound) == 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from loopwright.callback import HOOKS, Callback
+from loopwright.callback import HOOKS, Callback, comes_last
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
 from loopwright.explaining.facts import Facts
@@ -135,12 +135,18 @@ def _of_callbacks(callbacks: Mapping[str, Callback[Any]] | None) -> dict[str, An
     if callbacks is None:
         return {}
     stopper = restoring(tuple(callbacks.values()))
-    hooks = {hook: [name for name, callback in callbacks.items() if _overrides(callback, hook)] for hook in HOOKS}
+    hooks = {hook: _callers(callbacks, hook) for hook in HOOKS}
     return {
         "hooks": {hook: names for hook, names in hooks.items() if names},
         "saves": [name for name, callback in callbacks.items() if isinstance(callback, Checkpoint)],
         "restores": next((name for name, callback in callbacks.items() if callback is stopper), None),
     }
+
+
+def _callers(callbacks: Mapping[str, Callback[Any]], hook: str) -> list[str]:
+    """The names of those that override the hook, in the order in which they are called."""
+    overriding = [name for name, callback in callbacks.items() if _overrides(callback, hook)]
+    return sorted(overriding, key=lambda name: comes_last(getattr(callbacks[name], hook)))
 
 
 def _overrides(callback: Callback[Any], hook: str) -> bool:

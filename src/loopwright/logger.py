@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
@@ -90,6 +90,10 @@ class Logger(Callback[Any], ABC):
     def close(self) -> None:
         """Close what ``open`` opened. Called also when it was never opened, or failed to."""
 
+    def _destination(self) -> Path | None:
+        """The file or the folder that is written to, where there is one: a trainer takes no two with the same."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """How far the metrics have been written."""
         return {"written": self._written, "begun": self._begun}
@@ -162,6 +166,24 @@ class Logger(Callback[Any], ABC):
 
     def _epoch_due(self, state: State) -> bool:
         return self.every.steps is not None or self.every.due_at_epoch(state.progress.epoch)
+
+
+def check_apart(callbacks: Iterable[Callback[Any]]) -> None:
+    """Raise ConfigError where two loggers would write to one destination."""
+    taken: dict[str, str] = {}
+    for callback in callbacks:
+        if not isinstance(callback, Logger) or (path := callback._destination()) is None:
+            continue
+        place, kind = os.path.realpath(path), type(callback).__name__
+        if (other := taken.get(place)) is not None:
+            raise ConfigError(
+                f"two {kind}s in the list write to {str(path)!r}"
+                if kind == other
+                else f"a {other} and a {kind} in the list both write to {str(path)!r}",
+                why="each would take the other's records for those of an earlier run, or write over them",
+                fix="a path for each",
+            )
+        taken[place] = kind
 
 
 def numbered(path: Path) -> Path:

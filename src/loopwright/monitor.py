@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
+from loopwright.schedule import Every
 from loopwright.state import check_name, of_stage, unknown_metric
 
 if TYPE_CHECKING:
@@ -93,8 +94,7 @@ class Monitor:
             own = self.name.partition("/")[0]
             if own != "val" and state.stage == "val":
                 return None  # whoever logs it may wait for the epoch's end
-            validated = any(name.startswith("val/") and metrics.mark_of(name) for name in metrics)
-            if state.plan.validate is not None and not validated and own != "train":
+            if state.plan.validate is not None and not _validated(state) and own != "train":
                 return None  # the first validation is still to come
             forgotten = state.plan.validate is None and own.startswith("val")
             raise unknown_metric(
@@ -103,7 +103,7 @@ class Monitor:
                 why="fit was given no validation data, and " if forgotten else "",
                 fix=("trainer.fit(train, val, ...); " if forgotten else "")
                 + f"log it with state.log({self.name!r}, value), in a callback that stands earlier in the list, "
-                f"{_by_metrics(self.name)}or monitor one that there is",
+                f"{_by_metrics(self.name, state)}or monitor one that there is",
             )
         if mark <= self._judged:
             return None
@@ -123,22 +123,78 @@ class Monitor:
         return True
 
 
-def _by_metrics(name: str) -> str:
+def _by_metrics(name: str, state: State) -> str:
     """How ``metrics=`` would log a name of the validation, as a part of a sentence; empty for any other name."""
     own = of_stage(name)
-    if own is None or own[0] != "val" or own[1] == "loss":
+    if own is None or own[0] != "val" or own[1] == "loss" or own[1] in state.plan.measures:
         return ""
     logged = f"val/{own[1]}"
     as_what = f"as {logged!r}" if logged == name else f"as {logged!r}, with a slash: monitor that"
     return f"or give the measure to Trainer(..., metrics={{{own[1]!r}: ...}}), which logs it {as_what}, "
 
 
+def _validated(state: State) -> bool:
+    return any(name.startswith("val/") and state.metrics.mark_of(name) for name in state.metrics)
+
+
+def _of_validation(name: str | None, state: State) -> str | None:
+    """The rest of a name that the validation logs, and nothing else is known to; None of any other."""
+    stage, rest = of_stage(name) or ("", "")
+    measured = any(rest == measure or rest.startswith(f"{measure}/") for measure in state.plan.measures)
+    return rest if stage == "val" and (rest == "loss" or measured) else None
+
+
 def check_validated(name: str | None, state: State) -> None:
-    """Raise ConfigError where the validation loss is followed in a fit without validation data."""
-    if of_stage(name) == ("val", "loss") and state.plan.validate is None:
-        slash = "" if name == "val/loss" else ", and monitor 'val/loss', with a slash"
+    """Raise ConfigError where a value of the validation is followed in a fit without validation data."""
+    own = _of_validation(name, state)
+    if own is not None and state.plan.validate is None:
+        logged = f"val/{own}"
+        slash = "" if name == logged else f", and monitor {logged!r}, with a slash"
         raise ConfigError(
             f"{name!r} is monitored, but fit was given no validation data",
             why="nothing would ever log it",
             fix=f"trainer.fit(train, val, ...){slash}, or monitor 'train/loss'",
         )
+
+
+def warn_unvalidated(who: str, name: str | None, state: State) -> None:
+    """Warn where a value of the validation is followed in a fit that ends before its first validation.
+
+    Args:
+        who: Follows it.
+        name: The metric's name.
+        state: What the run knows, with what a resume has restored.
+    """
+    validate, progress = state.plan.validate, state.progress
+    if validate is None or (of_stage(name) or ("",))[0] != "val" or _validated(state):
+        return
+    epoch, step = _last(state)
+    if validate.steps is None:
+        done, last, each = progress.epoch, epoch, validate.epochs or 1
+    else:
+        if progress.step and validate.due_at_step(progress):
+            return  # the one of this step may still be to come, where the run was left before it
+        done, last, each = progress.step, step, validate.steps
+    if each * (done // each + 1) > last:
+        logger.warning(
+            "%s follows %r, and gets no value of it%s: with validate=%s no validation is due by the end of this fit, "
+            "%s; to have one, validate=%s",
+            who,
+            name,
+            "" if _of_validation(name, state) is not None else " unless a callback logs it",
+            validate,
+            f"{'epoch' if validate.steps is None else 'step'} {last}",
+            Every(epochs=1) if epoch > progress.epoch else Every(steps=int(step)),
+        )
+
+
+def _last(state: State) -> tuple[float, float]:
+    """The epoch and the step with which the fit ends if nothing stops it; infinite where that is not known."""
+    plan, progress = state.plan, state.progress
+    steps = math.inf if plan.steps is None else plan.steps - progress.step
+    epochs = math.inf if plan.epochs is None else plan.epochs - progress.epoch
+    if plan.batches is not None:
+        each, made = math.ceil(plan.batches / plan.accumulate), progress.batch // plan.accumulate
+        steps = min(steps, epochs * each - made)
+        epochs = epochs if steps == math.inf else min(epochs, (made + steps) // each)
+    return progress.epoch + epochs, progress.step + steps

@@ -61,6 +61,9 @@ class Every(NamedArguments):
         else:
             check_count("epochs", self.epochs)
 
+    def __str__(self) -> str:
+        return f"Every(epochs={self.epochs})" if self.steps is None else f"Every(steps={self.steps})"
+
     def due_at_step(self, progress: Progress) -> bool:
         """Whether the optimizer step that was just made is one of this cadence's.
 

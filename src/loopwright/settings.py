@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError, nearest
 from loopwright.guard import NonFinitePolicy
+from loopwright.logger import check_apart
 from loopwright.precision import Precision
 from loopwright.schedule import Schedule, check_count
 from loopwright.state import check_name
@@ -224,7 +225,7 @@ def _named(metrics: object) -> str:
 
 
 def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:
-    """The callbacks as a tuple, each an instance of Callback and each there once.
+    """The callbacks as a tuple, each an instance of Callback and each there once, no two loggers at one place.
 
     Raises:
         ConfigError: They are something else.
@@ -255,6 +256,7 @@ def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:
             why="every hook of it would be called twice",
             fix="name it once",
         )
+    check_apart(found)
     return found
 
 

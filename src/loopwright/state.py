@@ -67,6 +67,7 @@ class Plan:
         validate: When a validation is due, or None where no validation data was given.
         accumulate: Batches to one optimizer step.
         clip_norm: The largest norm that the gradients of one step may have, or None.
+        measures: The names of what ``metrics=`` measures in an evaluation.
     """
 
     epochs: int | None = None
@@ -76,6 +77,7 @@ class Plan:
     validate: Every | None = None
     accumulate: int = 1
     clip_norm: float | None = None
+    measures: tuple[str, ...] = ()
 
     def reached(self, progress: Progress) -> str | None:
         """Which target the run has reached, ``"epochs"`` or ``"steps"``, or None."""

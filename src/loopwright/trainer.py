@@ -26,8 +26,9 @@ from loopwright.callbacks.early_stopping import restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
+from loopwright.mismatch import explain_in_note
 from loopwright.modes import compiled, evaluating
-from loopwright.monitor import check_validated
+from loopwright.monitor import check_validated, warn_unvalidated
 from loopwright.nonfinite.culprit import Culprit
 from loopwright.nonfinite.rerun import Replay
 from loopwright.nonfinite.skips import Skips
@@ -226,7 +227,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             val: The validation data.
             epochs: How many epochs the run is to have. Give this or ``steps``, or both: the first reached ends it.
             steps: How many optimizer steps the run is to have.
-            validate: How often to validate.
+            validate: How often to validate. A cadence other than the default needs ``val``.
             resume: ``"auto"`` goes on from the newest whole checkpoint of the one ``Checkpoint`` in the list, or
                 starts afresh where its folder holds none; a path goes on from that checkpoint.
             preflight: Whether to call ``preflight`` before a fresh run begins, and to train only where no check fails.
@@ -236,7 +237,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             The history, the reason for the end, and how far the run has come.
 
         Raises:
-            ConfigError: No target, data that is no loader, or a check of the preflight failed.
+            ConfigError: No target, data that is no loader, ``validate`` without ``val``, or a check of the preflight
+                failed.
             DataError: The data is empty, or can be read once and is needed again, or a batch's size is not clear.
             CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
@@ -257,6 +259,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             clip_norm=settings.clip_norm,
             preflight=preflight,
             progress=None if restores else state.progress,
+            measures=settings.metrics,
         )
         self._check_idle("train")
         self._fitted = plan
@@ -293,6 +296,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
                     if type(callback).setup is not Callback.setup:  # which may have made all anew
                         callback.load_state_dict(saved)
                 hooks.on_fit_start(state)
+                if self._run.plateau is not None:
+                    warn_unvalidated("the schedule", self._run.plateau.name, state)
                 self._saving.rehearse()
                 self._catch_up(hooks, val)
                 while (reason := state.stop_reason or plan.reached(state.progress)) is None:
@@ -884,6 +889,9 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
                 if self._settings.compile and stage == "train":
                     stack.enter_context(compiled(state.model))
                 yield
+        except Exception as error:
+            explain_in_note(error)
+            raise
         finally:
             self._running = False
             if state.stage != "train":

@@ -53,7 +53,7 @@ class CSVLogger(Logger):
 
     Raises:
         ConfigError: In fit, before the first step: the path is no regular file, or the run would go on in a file
-            that it has not written.
+            that it has not written. From ``Trainer``: another CSVLogger in the list has the same path.
         OSError: In fit: the file cannot be made or written.
 
     Examples:
@@ -135,6 +135,9 @@ class CSVLogger(Logger):
     def on_eval_start(self, state: State) -> None:
         """Let the rows be seen during a long evaluation."""
         self.flush()
+
+    def _destination(self) -> Path:
+        return self.path
 
     def close(self) -> None:
         """Close the file."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import torch
 from tqdm import tqdm
 
-from loopwright.callback import Callback, without_output
+from loopwright.callback import Callback, after_the_others, without_output
 from loopwright.state import of_one_layer
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ class ProgressBar(Callback[Any]):
     alone. ``evaluate`` gets a bar or a line too.
 
     No colour is ever used. The environment variable ``TQDM_DISABLE=1`` silences it, and of several processes only
-    rank 0 shows anything. At most eight values are shown, ``train/`` and ``val/`` first. To print while the bar is
-    up, use ``tqdm.write``.
+    rank 0 shows anything. At most eight values are shown, ``train/`` and ``val/`` first. What other callbacks log when
+    an epoch ends is in its line wherever in the list the bar stands, for the line comes after their ``on_epoch_end``.
+    To print while the bar is up, use ``tqdm.write``.
 
     Args:
         file: Where to write; by default what ``sys.stderr`` is when fit is called.
@@ -67,11 +68,12 @@ class ProgressBar(Callback[Any]):
         self._began = self._paused = 0.0  # when training began in this epoch, and the evaluation
         self._samples = 0  # the samples seen by then
         self._evaluated = 0  # batches of the present evaluation
+        self._shown = 0  # epochs that have their line, or need none
         self._ended = False  # whether the call ended without an error
 
     def setup(self, state: State) -> None:
         """Find out what there is to write to."""
-        self._ended = False
+        self._ended, self._shown = False, state.progress.epoch
         file = sys.stderr if self.file is None else self.file
         if file is None or _rank() != 0 or os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false"):
             return
@@ -112,6 +114,7 @@ class ProgressBar(Callback[Any]):
         if monotonic() >= self._due:
             self._draw(state)
 
+    @after_the_others
     def on_eval_end(self, state: State) -> None:
         """Leave the evaluation out of the epoch's rate; one outside of fit gets its line."""
         if state.stage == "val":
@@ -120,9 +123,11 @@ class ProgressBar(Callback[Any]):
         self._print("test", *self._values(state))
         self._end(state)
 
+    @after_the_others
     def on_epoch_end(self, state: State) -> None:
         """Print the epoch's line."""
         self._print_epoch(state)
+        self._shown = state.progress.epoch
         if monotonic() >= self._due:
             self._draw(state)
 
@@ -131,6 +136,11 @@ class ProgressBar(Callback[Any]):
         if state.progress.batch and state.progress.samples > self._samples:
             self._print_epoch(state)
         self._end(state)
+
+    def on_exception(self, state: State, error: BaseException) -> None:
+        """Print the line of an epoch in whose end another callback has failed."""
+        if state.stage == "train" and state.progress.epoch > self._shown:
+            self._print_epoch(state)
 
     def teardown(self, state: State) -> None:
         """Leave the bar as it stands, and let go of the file."""

@@ -55,7 +55,8 @@ class TensorBoardLogger(Logger):
         every: How often to write.
 
     Raises:
-        ConfigError: In fit, before the first step: the path is a file.
+        ConfigError: In fit, before the first step: the path is a file. From ``Trainer``: another TensorBoardLogger in
+            the list has the same folder.
         OSError: In fit: the folder or a file in it cannot be made or written.
 
     Examples:
@@ -134,6 +135,9 @@ class TensorBoardLogger(Logger):
         """Write what is left, and the hyperparameters."""
         super().on_fit_end(state)
         self._write_hyperparameters(state)
+
+    def _destination(self) -> Path:
+        return self.folder
 
     def close(self) -> None:
         """Close the event file, and end the thread that writes it."""

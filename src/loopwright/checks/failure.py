@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
@@ -15,15 +14,8 @@ from torch import Tensor, nn
 from loopwright.checks.rehearsal import Rehearsed
 from loopwright.checks.seen import listed
 from loopwright.errors import LoopwrightError
+from loopwright.mismatch import CASTS, OF_TYPES, likely_cause, short
 from loopwright.preflight import Check
-
-_OF_TYPES = re.compile(r"type|double|float|half", re.IGNORECASE)  # in the text of an error of torch's
-_CASTS = {
-    torch.float32: "float()",
-    torch.float64: "double()",
-    torch.float16: "half()",
-    torch.bfloat16: "bfloat16()",
-}
 
 
 def failed_by(name: str, error: Exception, cause: str, fix: str) -> Check:
@@ -45,17 +37,17 @@ def failed_step(name: str, run: Rehearsed, batch: Any, model: nn.Module, cause: 
         fix: The same, of what to do.
     """
     assert run.error is not None
-    if (found := _mixed_types(run, model)) is not None:
+    if (found := likely_cause(run.error) or _mixed_types(run, model)) is not None:
         cause, fix = found
     row = failed_by(name, run.error, cause, fix)
-    tensors = [f"{path} {tuple(t.shape)} {_short(t.dtype)}" for path, t in _tensors(batch, "batch")]
+    tensors = [f"{path} {tuple(t.shape)} {short(t.dtype)}" for path, t in _tensors(batch, "batch")]
     evidence = f"{row.evidence}; {listed(tensors)}" if tensors else row.evidence
     return Check(name, "failed", evidence, row.cause, row.fix)
 
 
 def _mixed_types(run: Rehearsed, model: nn.Module) -> tuple[str, str] | None:
     """Cause and fix, where torch speaks of types and the inputs or the targets have another than the parameters."""
-    if isinstance(run.error, LoopwrightError) or not _OF_TYPES.search(str(run.error)):
+    if isinstance(run.error, LoopwrightError) or not OF_TYPES.search(str(run.error)):
         return None
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if len(types) != 1:
@@ -64,17 +56,13 @@ def _mixed_types(run: Rehearsed, model: nn.Module) -> tuple[str, str] | None:
     calls = run.record.calls[-1:]
     for what, tensors in (("inputs", run.record.given), ("targets", [call.target for call in calls])):
         others = {t.dtype for t in tensors if t.is_floating_point()} - {own}
-        if others and own in _CASTS:
+        if others and own in CASTS:
             numpy = ", as numpy's arrays are unless told otherwise" if others == {torch.float64} else ""
-            kinds = listed(sorted(map(_short, others)))
-            return f"the {what} are {kinds}{numpy}; the parameters are {_short(own)}", (
-                f"{what}.{_CASTS[own]} in the dataset"
+            kinds = listed(sorted(map(short, others)))
+            return f"the {what} are {kinds}{numpy}; the parameters are {short(own)}", (
+                f"{what}.{CASTS[own]} in the dataset"
             )
     return None
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopwright.checks.recorder import tensors_in
+from loopwright.mismatch import tensors_in
 
 _OTHERS = {"torch", "numpy", "loopwright"}  # whose functions hold nothing of a step's
 _LOOKED_INTO = 64  # a longer list is one of samples

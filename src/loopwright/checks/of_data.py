@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its name everywhere
 
 from loopwright.checks.failure import failed_by, failed_step
-from loopwright.checks.recorder import BY_CLASS
+from loopwright.checks.recorder import BY_CLASS, IN_RANGE, OUT_OF_RANGE
 from loopwright.checks.sampling import all_tensors, in_order, is_shuffled, shared_samples, sizes_of, structure
 from loopwright.checks.seen import OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, listed, why_unseen
 from loopwright.preflight import Check
@@ -30,9 +30,8 @@ def labels(seen: Seen) -> Check:
             name,
             "failed",
             bad[0],
-            "a loss outside its range, or an index error that an accelerator reports late and cannot recover from",
-            "count from 0, and give the model one output for each class, or one row for each index; "
-            "targets of a binary loss are from 0 to 1",
+            OUT_OF_RANGE,
+            f"{IN_RANGE}; targets of a binary loss are from 0 to 1",
         )
     found = [words for run in passes for words in run.record.indexed]
     if found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from loopwright.errors import DataError
+from loopwright.mismatch import tensors_in
 from loopwright.step import batch_size
 
 BY_CLASS: Mapping[Callable[..., Tensor], str] = {F.cross_entropy: "cross_entropy", F.nll_loss: "nll_loss"}
@@ -32,6 +33,8 @@ ELEMENTWISE: Mapping[Callable[..., Tensor], str] = {
     F.smooth_l1_loss: "smooth_l1_loss",
     F.huber_loss: "huber_loss",
 }
+OUT_OF_RANGE = "a loss outside its range, or an index error that an accelerator reports late and cannot recover from"
+IN_RANGE = "count from 0, and give the model one output for each class, or one row for each index"
 _LOSSES = {**BY_CLASS, **BINARY, **ELEMENTWISE}
 _DIFFERENCES = {"sub", "__sub__", "subtract", "rsub", "__rsub__"}
 _FED_BY_DATA = (nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase)
@@ -159,7 +162,7 @@ class Recorder(TorchFunctionMode):
             self._record.indexed.append(words)
             return
         self._record.unusable.append(words)
-        raise DataError(words)
+        raise DataError(words, why=OUT_OF_RANGE, fix=IN_RANGE)
 
     def _difference(self, one: Tensor, other: Tensor) -> None:
         """Of a column and a row, one from the batch and one from the model: every one against every other."""
@@ -206,18 +209,6 @@ def _transformed(value: Any) -> bool:
     if torch._C._functorch.maybe_current_level() is not None:
         return True
     return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors_in(value))
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in tuples, lists and dicts of them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> bytes:
