@@ -32,7 +32,7 @@ from torch import Tensor, nn, optim
 
 from loopwright import Callback, Every, State, Trainer
 from loopwright.callbacks import Checkpoint
-from loopwright.checkpoint import read_checkpoint
+from loopwright.checkpoint.reading import read_checkpoint
 from measuring import Spread, Table, add_outputs, disk, freeze, machine, put_out, seconds
 
 BLOCKED, DURABLE = "the loop is blocked", "until it is durable"

@@ -35,7 +35,7 @@ from loopwright import (
 )
 from loopwright.__main__ import main
 from loopwright.callbacks import Checkpoint, CSVLogger, EarlyStopping, TensorBoardLogger
-from loopwright.checkpoint import read_checkpoint
+from loopwright.checkpoint.reading import read_checkpoint
 from loopwright.data import Loader
 
 # What reading a checkpoint has no business with. Opening a file is looked at by itself.

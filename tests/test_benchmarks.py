@@ -20,7 +20,7 @@ import torch
 import checkpoint
 import measuring
 import overhead
-from loopwright.checkpoint import read_checkpoint
+from loopwright.checkpoint.reading import read_checkpoint
 from overhead import Case, OtherBitsError, Problem, Way
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "overhead.py"

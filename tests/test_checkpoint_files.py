@@ -39,19 +39,11 @@ from loopwright import (
     load_weights,
 )
 from loopwright.callbacks import Checkpoint, EarlyStopping
-from loopwright.checkpoint import (
-    FILES,
-    MANIFEST,
-    MODEL,
-    STATE,
-    FolderLock,
-    Snapshot,
-    clear_leftovers,
-    list_checkpoints,
-    prune,
-    read_checkpoint,
-    write_checkpoint,
-)
+from loopwright.checkpoint.folder import clear_leftovers, list_checkpoints, prune
+from loopwright.checkpoint.format import FILES, MANIFEST, MODEL, STATE
+from loopwright.checkpoint.lock import FolderLock
+from loopwright.checkpoint.reading import read_checkpoint
+from loopwright.checkpoint.writing import Snapshot, write_checkpoint
 from loopwright.plain import encode
 from loopwright.saver import Saver
 
@@ -442,7 +434,7 @@ def test_a_fresh_run_sets_what_it_finds_aside_under_the_next_number(tmp_path: Pa
 HOLD = """
 import sys, time
 from pathlib import Path
-from loopwright.checkpoint import FolderLock
+from loopwright.checkpoint.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)

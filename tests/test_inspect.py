@@ -13,7 +13,8 @@ from helpers import small_trainer, some_batches
 from hostile_checkpoints import put, seal, with_manifest
 from loopwright.__main__ import main
 from loopwright.callbacks import Checkpoint, EarlyStopping
-from loopwright.checkpoint import MODEL, list_checkpoints
+from loopwright.checkpoint.folder import list_checkpoints
+from loopwright.checkpoint.format import MODEL
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ from faults_table import Figures
 from helpers import At, Unsized, line_trainer, small_trainer, some_batches, weights_of
 from loopwright import Callback, Every, Schedule, State, Trainer, best_checkpoint, latest_checkpoint, load_weights
 from loopwright.callbacks import Checkpoint, EarlyStopping
-from loopwright.checkpoint import list_checkpoints, read_checkpoint
+from loopwright.checkpoint.folder import list_checkpoints
+from loopwright.checkpoint.reading import read_checkpoint
 from loopwright.data import Loader
 from loopwright.errors import CheckpointError, ConfigError, DataError, SaveError
 from loopwright.testing import HookRecorder

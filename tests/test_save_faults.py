@@ -21,7 +21,8 @@ from faults_table import Figures
 from helpers import At, line_trainer, some_batches
 from loopwright import Every, State, latest_checkpoint
 from loopwright.callbacks import Checkpoint
-from loopwright.checkpoint import FILES, MANIFEST, list_checkpoints
+from loopwright.checkpoint.folder import list_checkpoints
+from loopwright.checkpoint.format import FILES, MANIFEST
 from nursery import Nursery, nursery
 
 ONE, ALL = pytest.param(False, id="some"), pytest.param(True, id="all", marks=pytest.mark.faults)

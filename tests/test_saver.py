@@ -16,7 +16,9 @@ import loopwright.saver
 from helpers import At, small_trainer, some_batches
 from loopwright import Every, State
 from loopwright.callbacks import Checkpoint
-from loopwright.checkpoint import MODEL, STATE_TENSORS, Snapshot, read_checkpoint, write_checkpoint
+from loopwright.checkpoint.format import MODEL, STATE_TENSORS
+from loopwright.checkpoint.reading import read_checkpoint
+from loopwright.checkpoint.writing import Snapshot, write_checkpoint
 from loopwright.plain import _HELD
 from loopwright.saver import Saver
 
@@ -77,7 +79,7 @@ def test_a_thousand_small_tensors_are_a_few_system_calls(tmp_path: Path, monkeyp
 def test_elements_are_turned_round_where_the_machine_has_them_the_other_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loopwright.checkpoint.sys", SimpleNamespace(byteorder="big"))
+    monkeypatch.setattr("loopwright.checkpoint.tensors.sys", SimpleNamespace(byteorder="big"))
     weights = {"a": torch.tensor([1, 2]), "b": torch.tensor([[1], [2]], dtype=torch.int16), "c": torch.tensor(True)}
     data = (written(tmp_path, weights) / MODEL).read_bytes()
     assert data[8 + int.from_bytes(data[:8], "little") :].hex() == "000000000000000100000000000000020001000201"

@@ -25,7 +25,8 @@ from broken_runs import unbroken as whole_run
 from helpers import At, Outcome, assert_same_run, line_trainer, small_model, small_trainer, some_batches, weights_of
 from loopwright import Every, Result, State, Trainer, latest_checkpoint
 from loopwright.callbacks import Checkpoint
-from loopwright.checkpoint import FolderLock, list_checkpoints
+from loopwright.checkpoint.folder import list_checkpoints
+from loopwright.checkpoint.lock import FolderLock
 from loopwright.errors import LockedError
 from loopwright.testing import HookRecorder
 from nursery import Nursery, nursery, until

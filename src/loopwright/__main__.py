@@ -18,7 +18,9 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from loopwright.checkpoint import MANIFEST, MODEL, Contents, list_checkpoints, read_checkpoint
+from loopwright.checkpoint.folder import list_checkpoints
+from loopwright.checkpoint.format import MANIFEST, MODEL
+from loopwright.checkpoint.reading import Contents, read_checkpoint
 from loopwright.doctor import as_text, examine
 from loopwright.errors import CheckpointError, LoopwrightError, advise
 from loopwright.explain_command import MisnamedError, check_writable, find_trainer, write

@@ -18,19 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopwright.checkpoint import (
-    FolderLock,
-    Prepared,
-    Snapshot,
-    best_checkpoint,
-    clear_leftovers,
-    list_checkpoints,
-    prepare,
-    prune,
-    read_manifest,
-    sync_folder,
-    write_checkpoint,
-)
+from loopwright.checkpoint import best_checkpoint
+from loopwright.checkpoint.files import sync_folder
+from loopwright.checkpoint.folder import clear_leftovers, list_checkpoints, prune
+from loopwright.checkpoint.lock import FolderLock
+from loopwright.checkpoint.manifest import read_manifest
+from loopwright.checkpoint.writing import Prepared, Snapshot, prepare, write_checkpoint
 from loopwright.errors import SaveError
 
 _SMALL = 2**17  # bytes of tensors: to copy and to hash them takes about a tenth of a millisecond

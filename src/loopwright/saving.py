@@ -16,14 +16,11 @@ from torch import Tensor
 from loopwright.adapters import plain_state, settings_of
 from loopwright.batches import EpochData, length_of
 from loopwright.callbacks.checkpoint import Checkpoint
-from loopwright.checkpoint import (
-    Contents,
-    Snapshot,
-    latest_checkpoint,
-    list_checkpoints,
-    read_checkpoint,
-    read_manifest,
-)
+from loopwright.checkpoint import latest_checkpoint
+from loopwright.checkpoint.folder import list_checkpoints
+from loopwright.checkpoint.manifest import read_manifest
+from loopwright.checkpoint.reading import Contents, read_checkpoint
+from loopwright.checkpoint.writing import Snapshot
 from loopwright.errors import CheckpointError, ConfigError, advise
 from loopwright.guard import Guard
 from loopwright.plain import encode

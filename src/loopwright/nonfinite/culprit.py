@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from loopwright.batches import EpochData
-from loopwright.checkpoint import latest_checkpoint, read_manifest
+from loopwright.checkpoint import latest_checkpoint
+from loopwright.checkpoint.manifest import read_manifest
 from loopwright.errors import NonFiniteError
 from loopwright.nonfinite.census import Census, census, joined, span, tensors_in
 from loopwright.nonfinite.reasons import SOFTMAXES, backward_reason, forward_reason
