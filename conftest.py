@@ -184,5 +184,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 _pages = Sybil([parse_page], patterns=["README.md", "docs/*.md", "docs/*/*.md"])
-_docstrings = Sybil([parse_docstring], patterns=["src/loopwright/*.py", "src/loopwright/callbacks/*.py"])
+_docstrings = Sybil([parse_docstring], patterns=["src/loopwright/*.py", "src/loopwright/*/*.py"])
 pytest_collect_file = (_pages + _docstrings).pytest()
