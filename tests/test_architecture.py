@@ -87,6 +87,7 @@ FLOORS = {
         "loopwright.preflight",
         "loopwright.result",
         "loopwright.run",
+        "loopwright.run_state",
         "loopwright.saver",
         "loopwright.settings",
         "loopwright.step",

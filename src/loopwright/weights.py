@@ -1,4 +1,4 @@
-"""Copies of a model's and a callback's state, and whether a model still holds one."""
+"""A model's weights: which there are, copies of them, and whether a model still holds those."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
@@ -46,3 +47,21 @@ def plain_module(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def parameters_of(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """The model's parameters, and what else the optimizer holds, each once."""
+    in_optimizer = (p for group in optimizer.param_groups for p in group["params"])
+    return list({id(p): p for p in (*model.parameters(), *in_optimizer)}.values())
+
+
+def parameters_beside(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """What the optimizer holds and the model does not, such as the parameters of a loss."""
+    of_model = {id(parameter) for parameter in model.parameters()}
+    in_optimizer = (p for group in optimizer.param_groups for p in group["params"])
+    return list({id(p): p for p in in_optimizer if id(p) not in of_model}.values())
+
+
+def buffers_beside(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The model's buffers that are not in ``state``, its ``state_dict``."""
+    return {name: buffer for name, buffer in model.named_buffers() if name not in state}
