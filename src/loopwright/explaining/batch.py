@@ -251,11 +251,15 @@ def _averaged(f: Facts, level: int) -> Lines:
 
 
 def _clipped(f: Facts) -> Lines:
-    call = f"torch.nn.utils.clip_grad_norm_({parameters(f)}, clip_norm)"
     # Under fp16 an infinite norm is the scaler's to handle.
     if f.policy != "raise" or f.scaled:
-        return [call]
-    return [f"norm = {call}", *checked(f, "norm", "the gradients' norm")]
+        return [f"torch.nn.utils.clip_grad_norm_({parameters(f)}, clip_norm)"]
+    return [
+        f"grads = [p.grad for p in {parameters(f)} if p.grad is not None]",
+        "norm = torch.nn.utils.get_total_norm(grads)",
+        *checked(f, "norm", "the gradients' norm"),
+        f"torch.nn.utils.clip_grads_with_norm_({parameters(f)}, clip_norm, norm)",
+    ]
 
 
 def _scaled_step(f: Facts, level: int) -> Lines:

@@ -52,6 +52,7 @@ class Facts:
         beside: The model has trainable parameters that the optimizer does not hold.
         foreign: The optimizer holds parameters that the model does not have.
         sparse: Gradients may be sparse.
+        lazy: Some parameter has not got its shape yet, as that of a lazy module that nobody calls.
         closure: The optimizer evaluates the loss itself.
         hooks: Hooks to the names of the callbacks that override them; empty where they are not to be shown.
         saves: The callbacks at whose word the loop saves.
@@ -89,6 +90,7 @@ class Facts:
     beside: bool = False
     foreign: bool = False
     sparse: bool = False
+    lazy: bool = False
     closure: bool = False
     hooks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     saves: Sequence[str] = ()

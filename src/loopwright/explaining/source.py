@@ -52,7 +52,7 @@ def source(f: Facts) -> str:
     if f.policy == "raise":
         parts.append(check_finite())
     if f.policy != "ignore":
-        parts.append(check_weights())
+        parts.append(check_weights(f))
     return "\n\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
