@@ -73,6 +73,7 @@ FLOORS = {
         "loopwright.monitor",
         "loopwright.nonfinite",
         "loopwright.nonfinite.culprit",
+        "loopwright.nonfinite.gradients",
         "loopwright.nonfinite.rerun",
         "loopwright.nonfinite.skips",
         "loopwright.nonfinite.watch",

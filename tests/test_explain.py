@@ -828,7 +828,7 @@ def test_the_gradients_are_left_as_they_came_where_their_norm_ends_the_text(opti
     for explained in (False, True):
         model, held = make()
         trainer = Trainer(model, held, loss, device="cpu", clip_norm=1.0)
-        model[0].bias.register_hook(spoil)  # type: ignore[index, union-attr]  # it is a Sequential
+        model[0].bias.register_hook(spoil)  # type: ignore[index]  # it is a Sequential
         if explained:
             with pytest.raises(FloatingPointError, match="the gradients' norm is"):
                 run_alone(trainer.explain(), model, held, loss, ragged(4, 4), epochs=1)
@@ -838,3 +838,20 @@ def test_the_gradients_are_left_as_they_came_where_their_norm_ends_the_text(opti
         left.append([parameter.grad for parameter in model.parameters()])
     assert_alike(left[0], left[1])
     assert [bool(g.isfinite().all()) for g in left[1] if g is not None] == [True, False, True, True]
+
+
+def test_under_fp16_gradients_that_no_scale_makes_finite_end_the_text_as_they_end_the_run() -> None:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        out: Tensor = model(batch[0]).mean()
+        return out + (out * 0).sqrt()
+
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = line()
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    batches = ragged(4, 4, 4)
+    trainer = Trainer(*make(), step=step, device="cpu", precision="fp16")
+    with pytest.raises(NonFiniteError, match="at optimizer step 1; it has been so 33 times in a row"):
+        trainer.fit(batches, epochs=12)
+    with pytest.raises(FloatingPointError, match="bad gradients at step 1"):
+        run_alone(trainer.explain(), *make(), step, batches)

@@ -179,7 +179,7 @@ class Trainer(Generic[Model, Batch]):
             closure=self._takes_closure,
             settle=self._settle,
         )
-        self._skips = Skips(self.state, self._culprit)
+        self._skips = Skips(self.state, self._culprit, on_nonfinite, self._scaler)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loopwright.explaining.facts import Facts, Lines
 from loopwright.explaining.lines import (
     autocast,
+    call,
     checked,
     counted,
     function,
@@ -223,7 +224,7 @@ def _averaged_and_clipped(f: Facts, level: int) -> Lines:
         lines += _averaged(f, level)
     lines += hook(f, "on_before_step", level)
     if f.clip_norm is not None:
-        lines += _clipped(f)
+        lines += _clipped(f, level)
     return lines
 
 
@@ -250,7 +251,7 @@ def _averaged(f: Facts, level: int) -> Lines:
     ]
 
 
-def _clipped(f: Facts) -> Lines:
+def _clipped(f: Facts, level: int) -> Lines:
     # Under fp16 an infinite norm is the scaler's to handle.
     if f.policy != "raise" or f.scaled:
         return [f"torch.nn.utils.clip_grad_norm_({parameters(f)}, clip_norm)"]
@@ -258,12 +259,12 @@ def _clipped(f: Facts) -> Lines:
         f"grads = [p.grad for p in {parameters(f)} if p.grad is not None]",
         "norm = torch.nn.utils.get_total_norm(grads)",
         *checked(f, "norm", "the gradients' norm"),
-        f"torch.nn.utils.clip_grads_with_norm_({parameters(f)}, clip_norm, norm)",
+        *call("torch.nn.utils.clip_grads_with_norm_", [parameters(f), "clip_norm", "norm"], "", level),
     ]
 
 
 def _scaled_step(f: Facts, level: int) -> Lines:
-    return [
+    lines = [
         "scale = scaler.get_scale()",
         "scaler.step(optimizer)  # not where a gradient has become infinite",
         "scaler.update()",
@@ -271,6 +272,10 @@ def _scaled_step(f: Facts, level: int) -> Lines:
         "if stepped:",
         *indented(_stepped(f, level + 1)),
     ]
+    if f.policy == "raise":
+        lines.append("elif scaler.get_scale() < 2**-16:  # no scale would do")
+        lines.append('    raise FloatingPointError(f"bad gradients at step {step + 1}")')
+    return lines
 
 
 def _stepped(f: Facts, level: int) -> Lines:
@@ -297,7 +302,7 @@ def _by_closure(f: Facts) -> Lines:
     inner += hook(f, "on_backward_end", 4)
     inner += hook(f, "on_before_step", 4, ", in the first evaluation")
     if f.clip_norm is not None:
-        inner += _clipped(f)
+        inner += _clipped(f, 4)
     kept = "(values, weight)" if f.measures else f"(loss.item(), {f.weight})"
     inner += [f"evaluations.append({kept})", "return loss.detach()"]
     lines += ["evaluations = []", "", "def closure():", *indented(inner), ""]

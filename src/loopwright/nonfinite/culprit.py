@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from loopwright.batches import EpochData
 from loopwright.checkpoint import latest_checkpoint, read_manifest
 from loopwright.errors import NonFiniteError
 from loopwright.nonfinite.census import Census, census, joined, span, tensors_in
+from loopwright.nonfinite.gradients import Backward
 from loopwright.nonfinite.reasons import SOFTMAXES, backward_reason, forward_reason
 from loopwright.nonfinite.rerun import Replay, Seen, run_again
 from loopwright.nonfinite.watch import Event, Place, is_constant
@@ -130,9 +132,14 @@ class Culprit:
                 error.details.append(
                     f"gradients: not finite are those of {joined(error.parameters)}; the loss is finite"
                 )
-            self._of_gradient(error, self._seen(batch, backward=True))
+            self._of_gradient(error, self._seen(batch, backward=True), batch)
         else:
-            self._of_loss(error, self._seen(batch, backward=False), inputs, batch)
+            try:
+                seen = self._seen(batch, backward=False)
+            except Exception:
+                _of_inputs(error, inputs)  # known all the same
+                raise
+            self._of_loss(error, seen, inputs, batch)
         if error.samples and not error.bad_samples:
             error.details.append(f"samples: {_listed(error.samples)}")
 
@@ -143,7 +150,7 @@ class Culprit:
             with self._autocast or contextlib.nullcontext():
                 return self._step(model, batch)
 
-        return run_again(step, model, batch, self._replay, (self._loss,), backward=backward)
+        return run_again(step, model, batch, self._replay, (self._loss,), with_backward=backward)
 
     def _of_parameters(self, error: NonFiniteError) -> None:
         """They were found at a save or at the end: what did the last step's gradients look like?"""
@@ -228,10 +235,15 @@ class Culprit:
         if others and not _masked(origin, seen.chain):
             error.why = f"{joined(list(others))} {'were' if len(others) > 1 else 'was'} not finite before it"
             error.fix = "a look at where that is made or written to"
+            named = {f"parameter {name}": name for name, _ in plain_module(self._state.model).named_parameters()}
+            error.parameters = [named[source] for source in others if source in named]
+            if error.parameters:
+                error.cause = "weights"  # of a frozen part: the others have been looked at
+                error.fix = "a look at how it was made or loaded: it is frozen, so that no step has changed it"
         if sources:
             error.details.append(f"input: {_inputs({source: inputs[source] for source in sources})}")
 
-    def _of_gradient(self, error: NonFiniteError, seen: Seen) -> None:
+    def _of_gradient(self, error: NonFiniteError, seen: Seen, batch: Any) -> None:
         error.inexact += seen.inexact
         state, accumulate = self._state, self._state.plan.accumulate
         first, here = state.progress.batch // accumulate * accumulate + 1, state.progress.batch + 1
@@ -245,10 +257,12 @@ class Culprit:
             error.details.append("where: every gradient is finite by itself, but the sum of their squares is not")
             error.why = "the gradients are too large for their number format"
         elif seen.backward is not None:
-            place = seen.backward
-            error.cause, error.module, error.operation = "backward", place.module, place.operation or None
-            error.details.insert(0, f"where: first in the backward of {_named(place)}")
-            error.why, error.fix = backward_reason(place.operation)
+            made, place = seen.backward, seen.backward.place
+            error.cause, error.module = "backward", place.module
+            error.operation = place.operation if made.maker in ("operation", "own") else None
+            rows = "" if made.parameter else _rows(error, made.found, batch)
+            error.details.insert(0, f"where: first in {_made_by(made)}{rows}")
+            error.why, error.fix = backward_reason(place.operation, made.maker)
         elif accumulate > 1 and not seen.bad_gradients and first < here:
             error.details.append(
                 f"where: in one of the batches {first} to {here - 1} of the window; run once more, batch {here} gave "
@@ -256,6 +270,11 @@ class Culprit:
             )
         elif seen.gradients and not seen.bad_gradients:
             error.details.append("where: run once more, the batch gave finite gradients; a hook may change them")
+            error.why = (
+                "backward did not make it: a callback's on_backward_end or on_before_step, or a parameter's own hook, "
+                "may have written it, or the step is not the same each time"
+            )
+            error.fix = "a look at what writes to the gradients"
 
 
 def _largest(state: State[Any]) -> float:
@@ -288,18 +307,52 @@ def _named(place: Place) -> str:
     kind = f" {place.kind}" if place.kind else ""
     if place.module is None:
         inside = f"the loss,{kind}" if kind else "the loss or the step, outside of the model"
+    elif place.hook:
+        inside = f"the module {place.module!r},{kind}" if place.module else f"the model itself,{kind}"
     else:
         inside = f"the module {place.module!r},{kind}" if place.module else f"the model's own forward,{kind}"
+    inside = f"{place.hook} of {inside}" if place.hook else inside
     return f"{place.operation} in {inside}{line}" if place.operation else f"{inside}{line}"
+
+
+def _made_by(made: Backward) -> str:
+    """What made a gradient that is not finite, in words."""
+    if made.maker in ("operation", "own"):
+        return f"the backward of {_named(made.place)}"
+    if made.maker == "module's hook":
+        return _named(dataclasses.replace(made.place, hook="a backward hook"))
+    if made.maker == "parameter's hook":
+        return f"a hook on the parameter {made.parameter}"
+    of = f"the parameter {made.parameter}" if made.parameter else f"what {_named(made.place)} gave"
+    return f"a hook on {of}" if made.maker == "tensor's hook" else f"the sum of several gradients of {of}"
 
 
 def _origin(chain: Sequence[Event]) -> tuple[Event, Sequence[Event]]:
     """The event to blame, and those after it: masks, whose infinities are meant, are passed over."""
+    meant = _meant(chain)
     for index, event in enumerate(chain):
-        meant = is_constant(event) or (_masked(event, chain) and not event.found.nan)
-        if not meant or index == len(chain) - 1:
+        if event.order not in meant or index == len(chain) - 1:
             return event, chain[index + 1 :]
     raise AssertionError("a chain has an end")
+
+
+def _meant(chain: Sequence[Event]) -> set[int]:
+    """The numbers of the events whose infinities somebody wrote down, or which only carry those on to a softmax."""
+    known: dict[int, Event] = {}
+    waiting = list(chain)
+    while waiting:
+        event = waiting.pop()
+        if event.order not in known:
+            known[event.order] = event
+            waiting += event.parents
+    masks = any(event.facts.operation in SOFTMAXES for event in chain)
+    meant: set[int] = set()
+    for order, event in sorted(known.items()):
+        carried = masks and not event.found.above and bool(event.parents) and not event.sources
+        carried = carried and all(parent.order in meant for parent in event.parents)
+        if is_constant(event) or (not event.found.nan and (carried or _masked(event, chain))):
+            meant.add(order)
+    return meant
 
 
 def _masked(event: Event, chain: Sequence[Event]) -> bool:
@@ -313,6 +366,9 @@ def _of_inputs(
     error: NonFiniteError, inputs: dict[str, Census], rows: str | None = None, first: str | None = None
 ) -> None:
     if not inputs:
+        return
+    if first is None and all(not (found.nan or found.above) for found in inputs.values()):
+        error.details.append(f"input: {_inputs(inputs)}, which a mask may mean")
         return
     error.cause, error.inputs = "input", list(inputs)
     if rows is None:
