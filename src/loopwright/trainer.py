@@ -790,8 +790,9 @@ class Trainer(Generic[Model, Batch]):
 
         Weights, buffers, gradients, modes, the optimizer, random generators and the loaders' places are afterwards
         what they were; so are modules, optimizers and generators in the closure of the step, among the globals that it
-        names, or bound to it. Other objects that the step changes, such as lists, plain tensors and files, are not put
-        back. No hook is called, nothing is compiled, and no file is written.
+        names, or bound to it, and its plain tensors, arrays, lists, dicts, sets and variables there. What hangs on
+        other objects is not put back, nor is what is written to files. No hook is called, nothing is compiled, and no
+        file is written.
 
         Args:
             train: The training data that ``fit`` will get. Data that can be read only once is not read.

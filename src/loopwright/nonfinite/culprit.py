@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ from loopwright.batches import EpochData
 from loopwright.checkpoint import latest_checkpoint, read_manifest
 from loopwright.errors import NonFiniteError
 from loopwright.nonfinite.census import Census, census, joined, span, tensors_in
-from loopwright.nonfinite.gradients import Backward
 from loopwright.nonfinite.reasons import SOFTMAXES, backward_reason, forward_reason
 from loopwright.nonfinite.rerun import Replay, Seen, run_again
-from loopwright.nonfinite.watch import Event, Place, is_constant
+from loopwright.nonfinite.watch import Event, is_constant
+from loopwright.nonfinite.words import listed, made_by, named
 from loopwright.state import State
 from loopwright.step import Output, batch_size
 from loopwright.weights import plain_module
 
-_LISTED = 10  # rows and samples in a message
 _GROWN = 1e6  # a weight that no training at a sound learning rate comes to
 
 
@@ -115,7 +113,7 @@ class Culprit:
             error.cause = "backward"
             error.details.append(f"gradients: not finite are those of {joined(error.parameters)}; the loss is finite")
             if error.samples:
-                error.details.append(f"samples: {_listed(error.samples)}")
+                error.details.append(f"samples: {listed(error.samples)}")
             return
         weights = _names(self._state, lambda parameter: parameter)
         there = self._data.again(number) if batch is None else batch
@@ -141,7 +139,7 @@ class Culprit:
                 raise
             self._of_loss(error, seen, inputs, batch)
         if error.samples and not error.bad_samples:
-            error.details.append(f"samples: {_listed(error.samples)}")
+            error.details.append(f"samples: {listed(error.samples)}")
 
     def _seen(self, batch: Any, *, backward: bool) -> Seen:
         model = plain_module(self._state.model)
@@ -165,7 +163,7 @@ class Culprit:
             where = f", of {error.place}," if error.place else ""
             error.details.append(f"where: the gradients of step {step}{where} are not finite: {joined(gradients)}")
             if error.samples:
-                error.details.append(f"samples: {_listed(error.samples)}")
+                error.details.append(f"samples: {listed(error.samples)}")
             error.why = "so it was that step, the last one, which ruined the weights; its loss was finite"
         elif step:
             error.cause = "update"
@@ -218,14 +216,14 @@ class Culprit:
         turned = next((event for event in rest if event.found.nan), None)
         if sources and not _masked(origin, seen.chain):
             rows = _rows(error, inputs[sources[0]], batch)
-            _of_inputs(error, {source: inputs[source] for source in sources}, rows, first=_named(origin.place))
+            _of_inputs(error, {source: inputs[source] for source in sources}, rows, first=named(origin.place))
             return
         error.cause = "loss" if origin.place.module is None else "forward"
-        where = f"where: first in {_named(origin.place)}: {origin.found}{rows}"
+        where = f"where: first in {named(origin.place)}: {origin.found}{rows}"
         if turned is not None and not origin.found.nan:
-            where += f"; NaN since {_named(turned.place)}"
+            where += f"; NaN since {named(turned.place)}"
         if is_constant(seen.chain[0]) and origin is not seen.chain[0]:
-            where += f"; the infinity that went in is that of {_named(seen.chain[0].place)}"
+            where += f"; the infinity that went in is that of {named(seen.chain[0].place)}"
         others = {source: found for source, found in origin.sources.items() if source not in inputs}
         words = [source if found is None else f"{source}, which holds {found}" for source, found in others.items()]
         error.details.insert(0, where + (f"; what went in: {joined(words)}" if words else ""))
@@ -235,8 +233,8 @@ class Culprit:
         if others and not _masked(origin, seen.chain):
             error.why = f"{joined(list(others))} {'were' if len(others) > 1 else 'was'} not finite before it"
             error.fix = "a look at where that is made or written to"
-            named = {f"parameter {name}": name for name, _ in plain_module(self._state.model).named_parameters()}
-            error.parameters = [named[source] for source in others if source in named]
+            known = {f"parameter {name}": name for name, _ in plain_module(self._state.model).named_parameters()}
+            error.parameters = [known[source] for source in others if source in known]
             if error.parameters:
                 error.cause = "weights"  # of a frozen part: the others have been looked at
                 error.fix = "a look at how it was made or loaded: it is frozen, so that no step has changed it"
@@ -261,7 +259,7 @@ class Culprit:
             error.cause, error.module = "backward", place.module
             error.operation = place.operation if made.maker in ("operation", "own") else None
             rows = "" if made.parameter else _rows(error, made.found, batch)
-            error.details.insert(0, f"where: first in {_made_by(made)}{rows}")
+            error.details.insert(0, f"where: first in {made_by(made)}{rows}")
             error.why, error.fix = backward_reason(place.operation, made.maker)
         elif accumulate > 1 and not seen.bad_gradients and first < here:
             error.details.append(
@@ -299,32 +297,6 @@ def _names(state: State[Any], of: Callable[[Tensor], Tensor | None]) -> list[str
         if tensor is not None and census(tensor) is not None:
             found.append(name)
     return found
-
-
-def _named(place: Place) -> str:
-    """Where, in words."""
-    line = "" if place.line is None else f" ({place.line})"
-    kind = f" {place.kind}" if place.kind else ""
-    if place.module is None:
-        inside = f"the loss,{kind}" if kind else "the loss or the step, outside of the model"
-    elif place.hook:
-        inside = f"the module {place.module!r},{kind}" if place.module else f"the model itself,{kind}"
-    else:
-        inside = f"the module {place.module!r},{kind}" if place.module else f"the model's own forward,{kind}"
-    inside = f"{place.hook} of {inside}" if place.hook else inside
-    return f"{place.operation} in {inside}{line}" if place.operation else f"{inside}{line}"
-
-
-def _made_by(made: Backward) -> str:
-    """What made a gradient that is not finite, in words."""
-    if made.maker in ("operation", "own"):
-        return f"the backward of {_named(made.place)}"
-    if made.maker == "module's hook":
-        return _named(dataclasses.replace(made.place, hook="a backward hook"))
-    if made.maker == "parameter's hook":
-        return f"a hook on the parameter {made.parameter}"
-    of = f"the parameter {made.parameter}" if made.parameter else f"what {_named(made.place)} gave"
-    return f"a hook on {of}" if made.maker == "tensor's hook" else f"the sum of several gradients of {of}"
 
 
 def _origin(chain: Sequence[Event]) -> tuple[Event, Sequence[Event]]:
@@ -376,7 +348,7 @@ def _of_inputs(
     used = "" if first is None else f"; first used by {first}"
     error.details.insert(0, f"where: in the data: {_inputs(inputs)}{rows}{used}")
     error.why = "the batch was so before anything was computed from it"
-    look = f"a look at sample{'s' if len(error.bad_samples) > 1 else ''} {_listed(error.bad_samples)}"
+    look = f"a look at sample{'s' if len(error.bad_samples) > 1 else ''} {listed(error.bad_samples)}"
     error.fix = (
         f"{look if error.bad_samples else 'a look at the data of that batch'}: leave it out, or fill in what is "
         'missing; on_nonfinite="skip" drops such batches'
@@ -392,11 +364,11 @@ def _rows(error: NonFiniteError, found: Census, batch: Any) -> str:
     size = len(error.samples) if error.samples is not None else None if batch is None else batch_size(batch)
     if size is None or found.length != size or not found.rows or (size > 1 and len(found.rows) == size):
         return ""
-    rows = f"row{'s' if len(found.rows) > 1 else ''} {_listed([row + 1 for row in found.rows])} of {size}"
+    rows = f"row{'s' if len(found.rows) > 1 else ''} {listed([row + 1 for row in found.rows])} of {size}"
     if error.samples is None:
         return f", {rows}"
     error.bad_samples = [error.samples[row] for row in found.rows]
-    return f", {rows}: sample{'s' if len(found.rows) > 1 else ''} {_listed(error.bad_samples)}"
+    return f", {rows}: sample{'s' if len(found.rows) > 1 else ''} {listed(error.bad_samples)}"
 
 
 def _terms(error: NonFiniteError, output: Output) -> list[str]:
@@ -415,9 +387,3 @@ def _terms(error: NonFiniteError, output: Output) -> list[str]:
     if words:
         error.details.append(f"terms: {'; '.join(words)}")
     return bad
-
-
-def _listed(numbers: Iterable[Any]) -> str:
-    listed = [str(number) for number in numbers]
-    more = f", ... ({len(listed)} in all)" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more
