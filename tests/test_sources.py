@@ -438,3 +438,22 @@ def test_a_fit_under_fp16_that_makes_no_step_says_so(policy: Any, caplog: pytest
     with caplog.at_level(logging.WARNING, logger="loopwright"):
         fit()
     assert "no optimizer step was made in this fit: 4 were skipped" in caplog.text
+
+
+def test_a_weights_rows_are_not_taken_for_samples_where_there_are_as_many() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 5))
+    with torch.no_grad():
+        layer.get_parameter("parametrizations.weight.original1")[2] = 0
+    error = caught(nn.Sequential(layer, nn.Linear(5, 1)))
+    assert (error.operation, error.bad_samples) == ("_weight_norm", [])
+    assert "samples: " in str(error)
+
+
+def test_nor_are_those_of_its_gradient() -> None:
+    def step(model: nn.Module, batch: Data) -> Tensor:
+        out = model(batch[0].abs() + 1)
+        loss: Tensor = ((out - out.detach()) * torch.tensor([1, 3e38, 1, 1, 1])).sum()
+        return loss
+
+    error = caught(nn.Linear(3, 5), step=step, clip_norm=1.0)
+    assert (error.cause, error.operation, error.bad_samples) == ("backward", "linear", [])

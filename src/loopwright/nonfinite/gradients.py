@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,6 +19,7 @@ from loopwright.nonfinite.watch import Place, Watch
 
 Maker: TypeAlias = Literal["operation", "own", "module's hook", "tensor's hook", "parameter's hook", "sum"]
 
+_FORMS = frozenset(["t", "transpose", "permute", "view", "unsafeview", "expand", "unsqueeze", "squeeze", "tocopy"])
 _NUMBERED = re.compile(r"Backward\d+$")
 
 
@@ -50,17 +51,22 @@ class _Pass:
     bad: set[Any] = field(default_factory=set)  # the nodes that were sent one which is not finite
 
     def look(self, node: Any, inward: Sequence[Tensor | None], outward: Sequence[Tensor | None]) -> None:
-        came = _first_bad(outward)
-        for (following, _), gradient in zip(node.next_functions, inward, strict=False):
-            if following is not None and gradient is not None:
-                self.sent[following] = self.sent.get(following, 0) + 1
-                if census(gradient) is not None:
-                    self.bad.add(following)
         if self.first is not None:
             return
+        gone = None
+        for (following, _), gradient in zip(node.next_functions, inward, strict=False):
+            if following is None or gradient is None:
+                continue
+            self.sent[following] = self.sent.get(following, 0) + 1
+            if (found := census(gradient)) is not None:
+                self.bad.add(following)
+                if _is_weights(following):
+                    found = dataclasses.replace(found, length=None)  # its rows are no samples
+                gone = gone if gone is not None and gone.length is not None else found
+        came = next((found for g in outward if g is not None and (found := census(g)) is not None), None)
         if came is not None and node not in self.bad:  # it was finite when it was sent here
             self.first = (node, "sum" if self.sent.get(node, 0) > 1 else "tensor's hook", came)
-        elif came is None and (gone := _first_bad(inward)) is not None:
+        elif came is None and gone is not None:
             self.first = (node, _maker(node), gone)
 
 
@@ -104,6 +110,16 @@ def operation_of(node: Any) -> str:
 
 def _hook_of(seen: _Pass, node: Any) -> Any:
     return lambda inward, outward: seen.look(node, inward, outward)
+
+
+def _is_weights(node: Any) -> bool:
+    """Whether it is a leaf, or a leaf in another form or format, as a transposed weight is."""
+    while getattr(node, "variable", None) is None:
+        following = [n for n, _ in node.next_functions if n is not None]
+        if len(following) != 1 or operation_of(node) not in _FORMS:
+            return False
+        (node,) = following
+    return True
 
 
 def _maker(node: Any) -> Maker:
@@ -160,7 +176,3 @@ def _nodes(loss: Tensor) -> list[Any]:
             found[node] = None
             left += [following for following, _ in node.next_functions]
     return list(found)
-
-
-def _first_bad(tensors: Iterable[Tensor | None]) -> Census | None:
-    return next((found for t in tensors if t is not None and (found := census(t)) is not None), None)

@@ -88,6 +88,8 @@ class Watch(TorchFunctionMode):
         self._names = {id(module): name for name, module in model.named_modules()}
         self._modules = list({id(m): m for m in (*model.modules(), *others)}.values())
         self._sources = {id(tensor): name for name, tensor in named.items()}
+        # What is made of parameters and buffers alone: its rows are no samples.
+        self._of_weights = {id(t): t for m in self._modules for t in (*m.parameters(), *m.buffers())}
         self._stack: list[nn.Module] = []
         self._since: list[int] = []  # the number when each of them was entered
         self._in_hook: list[str] = []  # the kind of its own hooks that each is in
@@ -117,6 +119,8 @@ class Watch(TorchFunctionMode):
         if (after := _next_number()) > first:
             self._places.append((first, after, self._place(name)))
         if name not in UNSET:
+            if inputs and all(id(tensor) in self._of_weights for tensor in inputs):
+                self._of_weights.update((id(made), made) for _, made in tensors_in(returned, ""))
             given = (*args, *(kwargs or {}).values())
             numbers = [x for x in given if isinstance(x, float) and not math.isfinite(x)]
             self._saw(name, inputs, written if name == "__setitem__" else returned, was, numbers)
@@ -211,6 +215,8 @@ class Watch(TorchFunctionMode):
                 self._count += 1
                 for tensor in outputs:
                     found = census(tensor)
+                    if found is not None and id(tensor) in self._of_weights:
+                        found = dataclasses.replace(found, length=None)
                     if found is None:
                         mended, place = self._events.pop(id(tensor), None), _storage(tensor)
                         if mended is not None and self._storages.get(place) is mended:
