@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from loopwright import NonFiniteError, Output, Trainer
+from loopwright import NonFiniteError, Output, Schedule, Trainer
 
 Data = tuple[Tensor, Tensor]
 
@@ -457,3 +457,24 @@ def test_nor_are_those_of_its_gradient() -> None:
 
     error = caught(nn.Linear(3, 5), step=step, clip_norm=1.0)
     assert (error.cause, error.operation, error.bad_samples) == ("backward", "linear", [])
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_of_weights_that_the_last_step_of_all_has_ruined_the_epoch_and_the_batch_are_named(gradient: bool) -> None:
+    def step(model: nn.Module, batch: Data) -> Tensor:
+        loss: Tensor = model(batch[0]).mean()
+        return loss + (loss * 0).sqrt() if gradient and trainer.state.progress.step == 7 else loss
+
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda made: math.inf if made == 7 and not gradient else 1.0)
+    trainer = Trainer(model, optimizer, step=step, schedule=Schedule(rates, each="step"), seed=1, device="cpu")
+    batches = list(range(20))
+    data = DataLoader(samples(), 5, sampler=batches)
+    with pytest.raises(NonFiniteError, match="trainable parameters") as found:
+        trainer.fit(data, epochs=2)
+    error = found.value
+    assert (error.epoch, error.batch, error.step) == (2, 4, 8)
+    assert error.cause == ("backward" if gradient else "update")
+    assert "of epoch 2, batch 4," in str(error)
+    assert error.samples == (batches[15:] if gradient else None)

@@ -153,21 +153,23 @@ class Culprit:
     def _of_parameters(self, error: NonFiniteError) -> None:
         """They were found at a save or at the end: what did the last step's gradients look like?"""
         gradients, step = _names(self._state, _gradient), self._state.progress.step
-        progress = self._state.progress
+        progress, plan = self._state.progress, self._state.plan
         error.step = step or None
-        if gradients and progress.batch and self._state.plan.accumulate == 1:
+        if step and progress.batch and plan.accumulate == 1:
             error.epoch, error.batch = progress.epoch + 1, progress.batch
-            error.samples = self._data.samples(progress.batch - 1)
+        elif step and progress.epoch and plan.batches and plan.accumulate == 1 and not progress.skipped:
+            error.epoch, error.batch = progress.epoch, plan.batches  # the epoch's last
+        where = f", of {error.place}," if error.place else ""
         if gradients:
             error.cause = "backward"
-            where = f", of {error.place}," if error.place else ""
+            error.samples = None if error.batch is None else self._data.samples(error.batch - 1)
             error.details.append(f"where: the gradients of step {step}{where} are not finite: {joined(gradients)}")
             if error.samples:
                 error.details.append(f"samples: {listed(error.samples)}")
             error.why = "so it was that step, the last one, which ruined the weights; its loss was finite"
         elif step:
             error.cause = "update"
-            error.details.append(f"where: the gradients of step {step}, the last one, are finite")
+            error.details.append(f"where: the gradients of step {step}, the last one{where or ','} are finite")
             error.why = "so it was the optimizer's update that was too large, or somebody else wrote to the weights"
 
     def _of_weights(self, error: NonFiniteError, weights: list[str]) -> None:
