@@ -10,6 +10,9 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 PY := .venv/bin/python
 INSTALL = $(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
+# What drives a browser is installed where there is one, and the tests that need it run.
+BROWSER = $(if $(and $(shell command -v chromium),$(shell command -v chromedriver)),.venv/.site)
+
 # What other environments set must not reach into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONWARNINGS VIRTUAL_ENV MYPYPATH
 unexport PIP_USER PIP_TARGET PIP_PREFIX
@@ -28,13 +31,14 @@ demo: .venv/.examples  ## train on real data: prints a table, writes pictures be
 	$(PY) examples/real_data.py
 	$(PY) examples/workflow.py
 
-test: .venv/.dev  ## all checks: ruff, mypy, pyright, the tests, the site
+test: .venv/.dev $(BROWSER)  ## all checks: ruff, mypy, pyright, the tests, the site, the API; with Chromium, in it too
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m pyright --verifytypes loopwright --ignoreexternal
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
 	$(PY) -m mkdocs build --strict
+	$(PY) tests/api_check.py
 
 faults: .venv/.dev  ## kill, damage and starve runs by the hundred, and print what was lost
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup -m faults
@@ -49,16 +53,14 @@ bench-short: .venv/.examples .venv-peers/.made  ## the same with few rounds: som
 	$(PY) benchmarks/everything.py --short --peers .venv-peers/bin/python --results build/bench --pictures build/bench
 
 api-check: .venv/.dev  ## what the public API has lost or changed since the last version
-	@tag=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null) || { \
-		echo "no version is tagged yet: there is nothing to compare the API with"; exit 0; }; \
-	echo "the API since $$tag:"; $(PY) -m griffe check loopwright --search src --against "$$tag" --format verbose
+	$(PY) tests/api_check.py
 
 pictures: .venv/.dev  ## make the pictures of the callback gallery anew, and what is generated of its cards
 	$(PY) tests/gallery_pictures.py
 	$(PY) tests/gallery.py
 
-site-check: docs .venv-site/.made  ## look at the built site in Chromium; screenshots go into build/site-check
-	.venv-site/bin/python tests/site_check.py site --screenshots build/site-check
+site-check: docs .venv/.site  ## look at the built site in Chromium; screenshots go into build/site-check
+	$(PY) tests/site_check.py site --screenshots build/site-check
 
 clean:  ## remove what was built and cached; the environments and runs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -80,11 +82,10 @@ clean:  ## remove what was built and cached; the environments and runs/ stay
 		--requirement benchmarks/requirements-peers.txt --editable .
 	@touch $@
 
-# What drives the browser has an environment of its own: nothing else needs it. Chromium and chromium-driver are
-# Debian's: apt-get install chromium chromium-driver
-.venv-site/.made: .venv/.made tests/site-check-requirements.txt
-	$(PY) -m venv .venv-site
-	.venv-site/bin/python -m pip install --disable-pip-version-check --requirement tests/site-check-requirements.txt
+# What drives the browser. Chromium and chromium-driver are Debian's: apt-get install chromium chromium-driver
+.venv/.site: .venv/.dev tests/site-check-requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt \
+		--requirement tests/site-check-requirements.txt
 	@touch $@
 
 .venv/.made:

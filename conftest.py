@@ -169,11 +169,16 @@ def _names() -> dict[str, Any]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a browser where there is none."""
+    """Leave out what needs a browser or an accelerator where there is none."""
+    import torch
+
     from site_check import available
 
-    missing = [item for item in items if item.get_closest_marker("browser")]
-    if missing and not available():
+    lacking = {"gpu"} if not torch.cuda.is_available() else set()
+    if any(item.get_closest_marker("browser") for item in items) and not available():
+        lacking.add("browser")
+    missing = [item for item in items if any(item.get_closest_marker(marker) for marker in lacking)]
+    if missing:
         config.hook.pytest_deselected(items=missing)
         items[:] = [item for item in items if item not in missing]
 

@@ -1,11 +1,13 @@
 """The mistakes that people make, and what each is answered: ``python tests/mistakes.py`` writes them into the page.
 
-The page is docs/reference/errors.md: its table of classes, and its list of mistakes, stand between comments there.
+The page is docs/reference/errors.md. Its table of classes and a section for each class, with the mistakes that it
+answers, stand between comments there; cause and cure come from the docstrings of the classes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import tempfile
@@ -28,11 +30,12 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "errors.md"
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake: its name, the code that makes it, and the class of the error that answers it."""
+    """One mistake: its name, the code that makes it, the class of the error that answers it, and what was meant."""
 
     name: str
     code: str
     error: str = "ConfigError"
+    meant: str = ""
 
 
 MISTAKES = [
@@ -52,9 +55,23 @@ MISTAKES = [
         "class PrintLoss(Callback):\n    def on_epoch_end(self): ...",
         "TypeError",
     ),
-    Mistake("An argument is misspelt", "Trainer(model, optimizer, nn.MSELoss(), acumulate=2)", "TypeError"),
-    Mistake("An argument of fit is misspelt", "trainer.fit(batches, epoch=2)", "TypeError"),
-    Mistake("An argument of a callback is misspelt", 'EarlyStopping("val/loss", mode="min", patiance=2)', "TypeError"),
+    Mistake(
+        "An argument is misspelt",
+        "Trainer(model, optimizer, nn.MSELoss(), acumulate=2)",
+        "TypeError",
+    ),
+    Mistake(
+        "An argument of fit is given to the trainer",
+        "Trainer(model, optimizer, nn.MSELoss(), max_epochs=2)",
+        "TypeError",
+    ),
+    Mistake("An argument of fit is misspelt", "trainer.fit(batches, epoch=2)", "TypeError", meant="epochs"),
+    Mistake(
+        "An argument of a callback is misspelt",
+        'EarlyStopping("val/loss", mode="min", patiance=2)',
+        "TypeError",
+    ),
+    Mistake("Nothing says what better means", 'EarlyStopping("val/loss")', "TypeError"),
     Mistake("A choice is misspelt", 'Trainer(model, optimizer, nn.MSELoss(), precision="bf-16")'),
     Mistake(
         "The monitor is unknown",
@@ -81,6 +98,7 @@ MISTAKES = [
         'schedule = Schedule(plateau, each="epoch", monitor="val/loss")\n'
         "Trainer(model, optimizer, nn.MSELoss(), schedule=schedule).fit(batches, epochs=1)",
     ),
+    Mistake("There is neither a loss nor a step", "Trainer(model, optimizer)"),
     Mistake(
         "The loss is not a scalar",
         'Trainer(model, optimizer, nn.MSELoss(reduction="none")).fit(batches, epochs=1)',
@@ -112,6 +130,19 @@ MISTAKES = [
         "trainer.fit((batch for batch in batches), epochs=2)",
         "DataError",
     ),
+    Mistake(
+        "The loader has no whole batch",
+        "loader = DataLoader(TensorDataset(x, y), batch_size=16, drop_last=True)\ntrainer.fit(loader, epochs=1)",
+        "DataError",
+    ),
+    Mistake(
+        "The size of a batch is not clear",
+        "def step(model, batch):\n"
+        '    return nn.functional.mse_loss(model(batch["x"]), batch["y"])\n\n\n'
+        'batch = {"x": x, "y": y, "class weights": torch.ones(3)}\n'
+        "Trainer(model, optimizer, step=step).fit([batch], epochs=1)",
+        "DataError",
+    ),
     Mistake("The shapes would be broadcast", "trainer.fit([(x, y.squeeze())], epochs=1)", "ShapeMismatchError"),
     Mistake(
         "A metric is on another device",
@@ -138,7 +169,77 @@ MISTAKES = [
         "The learning rate is not a number",
         'optimizer.param_groups[0]["lr"] = float("nan")\nTrainer(model, optimizer, nn.MSELoss())',
     ),
+    Mistake("A run is to go on, and nothing saves it", 'trainer.fit(batches, epochs=1, resume="auto")'),
+    Mistake("The data is not finite", "trainer.fit([(x, y), (x / 0, y)], epochs=1)", "NonFiniteError"),
+    Mistake(
+        "The learning rate is far too high",
+        "optimizer = torch.optim.SGD(model.parameters(), lr=1e12)\n"
+        "Trainer(model, optimizer, nn.MSELoss()).fit(batches, epochs=10)",
+        "NonFiniteError",
+    ),
+    Mistake(
+        "A checkpoint is damaged",
+        'saving = Checkpoint("runs/line")\n'
+        "Trainer(model, optimizer, nn.MSELoss(), callbacks=[saving]).fit(batches, epochs=1)\n"
+        'path = "runs/line/step-000000002"\n'
+        'with open(f"{path}/model.safetensors", "r+b") as file:\n'
+        '    file.write(b"?")  # what a failing disk does\n'
+        "trainer.fit(batches, epochs=2, resume=path)",
+        "CheckpointError",
+    ),
+    Mistake(
+        "A checkpoint is of another model",
+        "larger = nn.Linear(3, 2)\n"
+        "other = torch.optim.SGD(larger.parameters(), lr=0.1)\n"
+        'saving = Checkpoint("runs/line")\n'
+        "Trainer(larger, other, nn.MSELoss(), callbacks=[saving]).fit([(x, torch.cat([y, y], 1))], epochs=1)\n"
+        'trainer.fit(batches, epochs=2, resume="runs/line/step-000000001")',
+        "CheckpointError",
+    ),
+    Mistake(
+        "A callback's state cannot be saved",
+        "class Watch(Callback):\n"
+        "    def state_dict(self):\n"
+        '        return {"seen": {1, 2}}\n\n\n'
+        'saving = Checkpoint("runs/line")\n'
+        "Trainer(model, optimizer, nn.MSELoss(), callbacks=[saving, Watch()]).fit(batches, epochs=1)",
+        "CheckpointError",
+    ),
+    Mistake(
+        "The folder cannot be written to",
+        'with open("file", "w") as file:\n'
+        '    file.write("no folder")\n'
+        'saving = Checkpoint("file")\n'
+        "Trainer(model, optimizer, nn.MSELoss(), callbacks=[saving]).fit(batches, epochs=1)",
+        "SaveError",
+    ),
+    Mistake(
+        "Two runs save into one folder",
+        "class Second(Callback):\n"
+        "    def on_fit_start(self, state):\n"
+        '        saving = Checkpoint("runs/line")\n'
+        "        Trainer(model, optimizer, nn.MSELoss(), callbacks=[saving]).fit(batches, epochs=1)\n\n\n"
+        'saving = Checkpoint("runs/line")\n'
+        "Trainer(model, optimizer, nn.MSELoss(), callbacks=[saving, Second()]).fit(batches, epochs=1)",
+        "LockedError",
+    ),
 ]
+
+# Where more about a class stands, from the page's own folder.
+GUIDES = {
+    "NonFiniteError": "[NaN and infinite values](../howto/non-finite.md)",
+    "ShapeMismatchError": "[Write your own step](../howto/custom-step.md)",
+    "UnknownMetricError": "[Stop early](../howto/early-stopping.md), [Measure more than the loss](../howto/metrics.md)",
+    "DataError": "[Write your own step](../howto/custom-step.md), "
+    "[Say what a batch counts for](../howto/custom-step.md#say-what-a-batch-counts-for)",
+    "CheckpointError": "[Save a run, and go on with it](../howto/checkpoints.md), "
+    "[Read a checkpoint without loopwright](../howto/read-a-checkpoint.md)",
+    "SaveError": "[Save a run, and go on with it](../howto/checkpoints.md), [Reliability](../reliability.md)",
+    "LockedError": "[Save a run, and go on with it](../howto/checkpoints.md)",
+}
+
+# Those that are made by hand, with arguments or attributes that say something.
+CONSTRUCTED = {"LoopwrightError", "NonFiniteError"}
 
 
 @contextlib.contextmanager
@@ -175,8 +276,9 @@ def answer(mistake: Mistake) -> Exception:
 
 
 def message(error: Exception) -> str:
-    """The message as the page has it: from 3.13 on Python adds a suggestion of its own to a misspelt argument."""
-    return re.sub(r"\. Did you mean '\w+'\?$", "", f"{type(error).__name__}: {error}")
+    """The message as the page has it: without the folder that it was made in, and without what Python 3.13 adds."""
+    folders = re.escape(os.path.realpath(tempfile.gettempdir())) + r"/tmp\w+"
+    return re.sub(r"\. Did you mean '\w+'\?$", "", re.sub(folders, "...", f"{type(error).__name__}: {error}"))
 
 
 def classes(error: type[LoopwrightError] = LoopwrightError) -> Iterator[type[LoopwrightError]]:
@@ -189,36 +291,65 @@ def classes(error: type[LoopwrightError] = LoopwrightError) -> Iterator[type[Loo
 
 def table() -> str:
     """The classes, their ids, what else they are, and their docstrings' first sentences."""
-    lines = ["| id | class | also a | what it says |", "|---|---|---|---|"]
+    lines = ["| id | when | class |", "|---|---|---|"]
     for kind in classes():
-        bases = [base.__name__ for base in kind.__bases__ if base is not LoopwrightError]
-        also = ", ".join(f"`{base}`" for base in bases)
-        sentence = (kind.__doc__ or "").partition("\n\n")[0].replace("\n    ", " ").replace("``", "`")
-        lines.append(f"| [`{kind.id}`](#{kind.id}) | `{kind.__name__}` | {also} | {sentence} |".replace("|  |", "| |"))
+        bases = " and ".join(f"`{base.__name__}`" for base in kind.__bases__ if base is not LoopwrightError)
+        also = f", a {bases}".replace("a `OS", "an `OS").replace("a `Exc", "an `Exc") if bases else ""
+        lines.append(f"| [`{kind.id}`](#{kind.id}) | {sentence(kind)} | `{kind.__name__}`{also} |")
     return "\n".join(lines)
 
 
-def listed() -> str:
-    """Every mistake, with its code and its answer."""
-    return "\n\n".join(
-        f"### {mistake.name}\n\n```py\n{mistake.code}\n```\n\n```\n{message(answer(mistake))}\n```"
-        for mistake in MISTAKES
-    )
+def sentence(kind: type[LoopwrightError]) -> str:
+    """The first one of the docstring."""
+    return (kind.__doc__ or "").partition("\n\n")[0].replace("\n    ", " ").replace("``", "`")
+
+
+def shown(mistake: Mistake) -> str:
+    """A mistake with its code and its answer."""
+    text = f"### {mistake.name}\n\n```py\n{mistake.code}\n```\n\n``` {{ .text }}\n{message(answer(mistake))}\n```"
+    return f"{text}\n\nPython 3.13 and newer add: `Did you mean '{mistake.meant}'?`" if mistake.meant else text
+
+
+def section(kind: type[LoopwrightError]) -> str:
+    """A class: its docstring, which says cause and cure, and the mistakes that it answers."""
+    options = ["heading_level: 3", "show_root_toc_entry: false"]
+    if kind.__name__ not in CONSTRUCTED:
+        options += ["show_signature: false", "separate_signature: false"]
+    if kind is not LoopwrightError:
+        options.append("members: []")
+    lines = "\n".join(f"      {option}" for option in options)
+    parts = [f"## `{kind.id}` {{ #{kind.id} }}", f"::: loopwright.{kind.__name__}\n    options:\n{lines}"]
+    if guides := GUIDES.get(kind.__name__):
+        parts.append(f"More: {guides}.")
+    return "\n\n".join(parts + [shown(mistake) for mistake in MISTAKES if mistake.error == kind.__name__])
+
+
+def of_python() -> str:
+    """The mistakes that Python itself answers, or that are answered as it does."""
+    return "\n\n".join(shown(mistake) for mistake in MISTAKES if mistake.error == "TypeError")
 
 
 def generated() -> dict[str, str]:
     """What stands between the comments of the page, under their names."""
-    return {"classes": table(), "mistakes": listed()}
+    sections = "\n\n".join(section(kind) for kind in classes())
+    return {"table": table(), "classes": sections, "TypeError": of_python()}
 
 
 def part(page: str, name: str) -> str:
     """What the page has between the comments of that name."""
-    begin, end = f"<!-- {name}: written by tests/mistakes.py -->\n\n", f"\n\n<!-- end of {name} -->"
+    begin, end = marks(name)
     return page[page.index(begin) + len(begin) : page.index(end)]
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What a generated part begins and ends with."""
+    return f"<!-- {name}: written by tests/mistakes.py -->\n\n", f"\n\n<!-- end of {name} -->"
 
 
 if __name__ == "__main__":
     text = PAGE.read_text(encoding="utf-8")
     for name, new in generated().items():
-        text = text.replace(part(text, name), new)
+        begin, end = marks(name)
+        before, _, after = text.partition(begin)
+        text = before + begin + new + end + after.partition(end)[2]
     PAGE.write_text(text, encoding="utf-8")

@@ -34,7 +34,12 @@ SHOWN = (
     "start/",
     "tutorial/inside-a-step/",
     "howto/checkpoints/",
+    "howto/explain/",
+    "howto/gradients/",
+    "howto/preflight/",
+    "recipes/",
     "callbacks/",
+    "gallery/",
     "coming-from/",
     "explanation/one-epoch/",
     "compared/",
@@ -106,7 +111,7 @@ def browser() -> Iterator[Any]:
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
+    options.binary_location = shutil.which("chromium") or ""
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with tempfile.TemporaryDirectory() as profile:
         for switch in (*SWITCHES, f"--user-data-dir={profile}"):

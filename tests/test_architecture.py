@@ -89,6 +89,7 @@ FLOORS = {
         "loopwright.window",
     ],
     0: [
+        "loopwright.arguments",
         "loopwright.device",
         "loopwright.errors",
         "loopwright.forms",

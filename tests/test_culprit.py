@@ -1222,3 +1222,12 @@ def test_where_no_line_of_the_users_ran_the_operation_none_is_named() -> None:
         trainer.fit([(torch.full((2, 3), math.nan), torch.zeros(2, 1))], epochs=1)
     assert caught.value.cause == "input"
     assert "line" not in str(caught.value).replace("linear", "")
+
+
+def test_after_an_error_torch_has_no_hooks_left_that_it_would_warn_of_when_it_compiles() -> None:
+    x, y = torch.randn(4, 3), torch.randn(4, 1)
+    with pytest.raises(NonFiniteError):
+        line_trainer().fit([(x / 0, y)], epochs=1)
+    hooks = {name: value for name, value in vars(torch.nn.modules.module).items() if name.startswith("_global_forward")}
+    assert hooks
+    assert [name for name, value in hooks.items() if value] == []

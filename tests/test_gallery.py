@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gallery import MADE, PAGE, cards, facts, generated, public, state_after_a_fit
-from gallery_pictures import ASSETS, draw
+from gallery_pictures import ASSETS, draw, text_picture
 from loopwright import Callback
 from loopwright.testing import two_step_fit
 
@@ -59,11 +59,30 @@ def test_the_pictures_are_small() -> None:
     assert sum(path.stat().st_size for path in ASSETS.glob("callback-*")) < 1_500_000
 
 
-def test_the_pictures_are_those_that_the_script_draws(tmp_path: Path) -> None:
+def test_the_pictures_are_those_that_the_script_draws_twice_alike_with_any_number_of_threads(tmp_path: Path) -> None:
     draw(tmp_path)
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == {path.name for path in ASSETS.glob("callback-*")}
     assert drawn == {picture for card in CARDS.values() for _, picture in PICTURE.findall(card)}
+    first = {name: (tmp_path / name).read_bytes() for name in drawn}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        draw(tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert [name for name, content in first.items() if (tmp_path / name).read_bytes() != content] == []
+
+
+def test_a_picture_is_written_anew_where_more_than_a_time_differs(tmp_path: Path) -> None:
+    path = tmp_path / "picture.svg"
+    line = "1446/1800 [{time}<00:00, {rate}batch/s, train/loss {loss}]"
+    text_picture(path, "title", [line.format(time="00:00", rate="1763.51", loss=0.1)])
+    first = path.read_text(encoding="utf-8")
+    text_picture(path, "title", [line.format(time="00:03", rate="99.1", loss=0.1)])
+    assert path.read_text(encoding="utf-8") == first
+    text_picture(path, "title", [line.format(time="00:03", rate="99.1", loss=0.2)])
+    assert "99.1batch/s, train/loss 0.2" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", MADE)

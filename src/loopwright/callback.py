@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from typing_extensions import TypeVar
 
+from loopwright.arguments import NamedArguments
 from loopwright.errors import counted, nearest
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ Batch = TypeVar("Batch", default=Any)
 logger: logging.Logger = logging.getLogger("loopwright")
 
 
-class Callback(Generic[Batch]):
+class Callback(NamedArguments, Generic[Batch]):
     """Something that watches a run. Subclass it and override the hooks you need.
 
     Every hook is declared here, in the order of a run, as a method that does nothing. A method whose name begins

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 from typing_extensions import TypeVar
 
+from loopwright.arguments import NamedArguments
 from loopwright.errors import CheckpointError, ConfigError
 from loopwright.forms import Count, check_form
 from loopwright.randomness import RandomState
@@ -38,7 +39,7 @@ class _Place(TypedDict):
     batch: Count
 
 
-class Loader(Generic[Batch_co]):
+class Loader(NamedArguments, Generic[Batch_co]):
     """Batches of a dataset, in an order and with a randomness that depend on seed, epoch and batch alone.
 
     So a run that resumes in mid-epoch finds its place without fetching what came before, and the number of workers may

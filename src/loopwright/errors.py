@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 class LoopwrightError(Exception):
     """The base of every error that loopwright raises on its own account.
 
+    **Cause.** Never raised itself: ``except LoopwrightError`` catches whatever loopwright raises on its own account.
+    An error that is yours, in the model, the data or a callback, comes through as it is.
+
     Args:
         what: What is wrong, naming the value at fault.
         why: Why it cannot be allowed; may be empty.
@@ -65,6 +68,12 @@ def _rebuild(kind: type[LoopwrightError], args: tuple[object, ...]) -> Loopwrigh
 class ConfigError(LoopwrightError, ValueError):
     """A setting, or a combination of settings, that cannot work.
 
+    **Cause.** A class where an instance belongs, a value that is not one of the choices, two settings that contradict
+    each other, a loss without a gradient, a package that is not installed. It comes when the trainer is made, or
+    before the first step, wherever it can be known then.
+
+    **Cure.** The last line of the message, after ``fix:``, says what to type.
+
     Examples:
         >>> Trainer(model, optimizer, nn.MSELoss)
         Traceback (most recent call last):
@@ -78,6 +87,13 @@ class ConfigError(LoopwrightError, ValueError):
 
 class NonFiniteError(LoopwrightError, FloatingPointError):
     """A loss, a gradient norm or a parameter became NaN or infinite under ``on_nonfinite="raise"``.
+
+    **Cause.** A bad sample, a ``log(0)``, a derivative at a place where it has no value, or a learning rate that is
+    far too high. Under ``"skip"`` it comes where nothing is left: with ``steps=`` as the only target, after a whole
+    epoch in which every step was skipped; in data without a length, after a thousand skipped steps in a row.
+
+    **Cure.** The message says which of these it is, as far as it can be found out, and the fix that goes with it; the
+    attributes say the same to a program.
 
     What was found out is in the message and in these attributes; each is None, or empty, where it is not known.
 
@@ -153,6 +169,13 @@ class NonFiniteError(LoopwrightError, FloatingPointError):
 class ShapeMismatchError(LoopwrightError, ValueError):
     """Prediction and target have different shapes that would silently broadcast.
 
+    **Cause.** With ``loss=``, prediction and target are floating numbers of different shapes that torch would
+    broadcast. ``(N, 1)`` against ``(N,)`` makes N times N differences; the loss is a number all the same, and the
+    model learns to predict the mean.
+
+    **Cure.** One shape for both: ``targets.unsqueeze(-1)`` in the dataset, or ``squeeze(-1)`` at the end of the model.
+    Where broadcasting is meant, a ``step=`` computes what it likes.
+
     Examples:
         >>> try:
         ...     Trainer(model, optimizer, loss).fit([(torch.ones(2, 3), torch.ones(2))], epochs=1)
@@ -166,6 +189,12 @@ class ShapeMismatchError(LoopwrightError, ValueError):
 
 class UnknownMetricError(LoopwrightError, KeyError):
     """A metric was asked for by a name that nothing has logged.
+
+    **Cause.** A name was read from ``state.metrics``, or is monitored, and nothing has logged it. A monitored name is
+    looked for when it is first judged: at the end of an epoch or of a validation.
+
+    **Cure.** The message lists the names that there are, and the nearest. A metric of the validation begins with
+    ``val/``.
 
     Examples:
         >>> try:
@@ -181,6 +210,14 @@ class UnknownMetricError(LoopwrightError, KeyError):
 class DataError(LoopwrightError):
     """The data given cannot be trained on: empty, or of an unexpected form.
 
+    **Cause.** The data gave no batch; a batch is not a pair of inputs and targets, and ``loss=`` is used; the size of
+    a batch is not clear; or, where a run goes on within an epoch, the data gives fewer batches than are done.
+
+    **Cure.** For no batch: the message says how large the dataset and the batches are, and whether ``drop_last``
+    dropped the only one; an iterator, such as a generator, can be read only once, so pass a list or a ``DataLoader``.
+    For batches of another kind: ``step=``, a function of model and batch. For an unclear size: return ``Output(loss,
+    weight=...)`` from it.
+
     Examples:
         >>> try:
         ...     Trainer(model, optimizer, loss).fit([], epochs=1)
@@ -195,6 +232,15 @@ class DataError(LoopwrightError):
 class CheckpointError(LoopwrightError):
     """A checkpoint that is missing, damaged, or of another run.
 
+    **Cause.** On a resume: the checkpoint is missing or not whole, or it is of another model, optimizer or schedule;
+    the trainer is then as it was before. With ``resume="auto"``: there are checkpoints, and none is whole. Before the
+    first step or at a save: a callback's state holds what a checkpoint cannot hold.
+
+    **Cure.** For one that is not whole: ``python -m loopwright inspect FOLDER`` says which are; ``resume=`` with the
+    path of one, or ``resume=None``, which sets them all aside. For one of another run: build model, optimizer and
+    schedule as they were when it was saved, or take its weights alone, with ``load_weights``. For a state: plain data
+    and tensors in ``state_dict``.
+
     Examples:
         >>> try:
         ...     load_weights("runs/step-000000120", model)
@@ -208,6 +254,13 @@ class CheckpointError(LoopwrightError):
 
 class SaveError(CheckpointError, OSError):
     """A checkpoint could not be written; ``errno`` and ``filename`` say where the system refused.
+
+    **Cause.** The system refused: the disk is full or fails, the folder may not be written to, there is no support for
+    locks. Writing happens while the training goes on, so the error is raised at the optimizer step after, or at the
+    end of ``fit``.
+
+    **Cure.** Older checkpoints are untouched: mend what the system says, and go on from the newest with
+    ``resume="auto"``.
 
     Examples:
         >>> _ = Path("taken").write_text("no folder")
@@ -261,6 +314,11 @@ class SaveError(CheckpointError, OSError):
 
 class LockedError(LoopwrightError):
     """Another process is writing to the same checkpoint folder.
+
+    **Cause.** Another process, or another ``fit`` that is running in this one, saves into the same folder. It is
+    refused before it trains. The lock ends with the process that holds it, however that ends.
+
+    **Cure.** A folder for each run; or wait until the other one has ended.
 
     Examples:
         >>> class Second(Callback):

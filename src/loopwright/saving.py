@@ -129,7 +129,7 @@ class Saving:
                 path, contents, refused = _newest(self._checkpoints[0].folder)
         elif resume is not None:
             path = Path(resume).absolute()
-            contents = read_checkpoint(path)
+            contents = _named(path)
             path = self._listed(path)
         self._run.data.attend(train, val)
         if path is not None:
@@ -328,6 +328,17 @@ def _shown(text: object) -> str:
 
 def _batches(length: int | None) -> str:
     return "no length" if length is None else f"{length} batches"
+
+
+def _named(path: Path) -> Contents:
+    """What the checkpoint holds that somebody has asked for by its path: that one, or an error."""
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        others = (
+            f'python -m loopwright inspect {path.parent} says which are whole; resume="auto" takes the newest of them'
+        )
+        raise CheckpointError(error.what, why=error.why, fix=error.fix or others) from error
 
 
 def _newest(folder: Path) -> tuple[Path | None, Contents, dict[Path, str]]:

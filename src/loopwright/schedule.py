@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from loopwright.arguments import NamedArguments
 from loopwright.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def check_count(name: str, value: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Every:
+class Every(NamedArguments):
     """A cadence: every ``steps`` optimizer steps, or every ``epochs`` epochs.
 
     Steps are counted over the whole run, so with 24 batches an epoch ``Every(steps=100)`` comes
@@ -84,7 +85,7 @@ class Every:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(NamedArguments):
     """A learning-rate scheduler together with the moment at which it moves.
 
     Args:

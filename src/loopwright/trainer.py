@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
+from loopwright.arguments import NamedArguments
 from loopwright.averages import Averages
 from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batches, plan_fit
 from loopwright.callback import Callback, Hooks
@@ -63,7 +64,7 @@ Batch = TypeVar("Batch", default=Any)
 logger: logging.Logger = logging.getLogger("loopwright")
 
 
-class Trainer(Generic[Model, Batch]):
+class Trainer(NamedArguments, Generic[Model, Batch]):
     """Trains a model: the loop you would have written by hand, with the same bits.
 
     Args:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from loopwright.errors import counted
 from loopwright.inspecting.inspection import (
     MISSING,
     Inspection,
@@ -181,7 +182,8 @@ def report_of(evidence: Evidence, findings: Sequence[Finding]) -> str:
     ratios = [n.ratio for layer in evidence.layers for n in layer.recent if n.ratio > 0]
     between = f"; update ratios {min(ratios):.1g} to {max(ratios):.1g}" if ratios else ""
     word = "healthy" if judged else "nothing wrong, though fewer than three inspections say little"
-    return f"gradients, {steps}: {word}, {len(evidence.layers)} layers{between}"
+    layers = counted(len(evidence.layers), "layer")
+    return f"gradients, {steps}: {word}, {layers}{between}"
 
 
 def finding_of(rule: str, layers: Sequence[str], seen: str, cause: str, remedy: str, **evidence: float) -> Finding:

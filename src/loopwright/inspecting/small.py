@@ -39,7 +39,7 @@ class Small:
         self._size = sum(self._sizes)
         self._tensors = list(tensors)
         ends = list(accumulate(self._sizes))
-        self._slices = list(map(slice, [0, *ends], ends))
+        self._bounds = list(zip([0, *ends], ends, strict=False))
         self._belongs: Tensor | None = None
         if self._size > _COUNTED:
             each = torch.eye(len(tensors), dtype=tensors[0].dtype)
@@ -103,25 +103,52 @@ class Small:
         """The columns of an inspection; None where nothing is pending."""
         if self._before is None:
             return None
-        rows = _flatten([self._before, *self._current()]).view(4, -1)
+        rows = _flatten([self._before, *self._current()])
         self._before = None
-        if self._belongs is None:
-            g, h, w, v = rows.tolist()
-            u = list(map(operator.sub, v, w))
-            grad, dot, then, weight, update = map(self._sums, (g, g, h, w, u), (g, h, h, w, u))
-            zeros = [float(g[own].count(0.0)) for own in self._slices]
-        else:
-            rows[3].sub_(rows[2])  # the change
-            sums: list[list[float]] = (rows.unsqueeze(1) * rows).view(16, -1).mm(self._belongs).tolist()
-            grad, dot, then, weight, update = sums[0], sums[1], sums[5], sums[10], sums[15]
-            zeros = (rows[0] == 0).to(rows.dtype).unsqueeze(0).mm(self._belongs)[0].tolist()
-        count = len(self._sizes)
-        blank = [0.0] * count
-        bad = blank
+        columns = self._by_floats(rows) if self._belongs is None else self._by_products(rows.view(4, -1))
+        if not made:
+            columns["update"] = [MISSING] * len(self._sizes)
+        if self._alone:
+            columns["dot"] = columns["now"] = columns["then"] = [0.0] * len(self._sizes)
+        return columns
+
+    def _by_floats(self, rows: Tensor) -> _Columns:
+        values: list[float] = rows.tolist()
+        size, hypot, dist = self._size, math.hypot, math.dist
+        grad, weight, update, zeros, dot, now, then = [], [], [], [], [], [], []
+        for start, end in self._bounds:
+            g, h = values[start:end], values[size + start : size + end]
+            w, v = values[2 * size + start : 2 * size + end], values[3 * size + start : 3 * size + end]
+            norm, earlier, between = hypot(*g), hypot(*h), dist(g, h)
+            grad.append(norm)
+            weight.append(hypot(*w))
+            update.append(dist(v, w))
+            zeros.append(float(g.count(0.0)))
+            now.append(norm := norm * norm)
+            then.append(earlier := earlier * earlier)
+            dot.append((norm + earlier - between * between) / 2)  # |a - b|^2 = |a|^2 + |b|^2 - 2ab
+        bad = [0.0] * len(zeros)
+        if not math.isfinite(sum(grad)):
+            bad = [float(sum(not math.isfinite(x) for x in values[start:end])) for start, end in self._bounds]
+        return {
+            "grad": grad,
+            "weight": weight,
+            "update": update,
+            "zeros": zeros,
+            "bad": bad,
+            "dot": dot,
+            "now": now,
+            "then": then,
+        }
+
+    def _by_products(self, rows: Tensor) -> _Columns:
+        assert self._belongs is not None
+        rows[3].sub_(rows[2])  # the change
+        sums: list[list[float]] = (rows.unsqueeze(1) * rows).view(16, -1).mm(self._belongs).tolist()
+        grad, dot, then, weight, update = sums[0], sums[1], sums[5], sums[10], sums[15]
+        bad = [0.0] * len(grad)
         if not math.isfinite(sum(grad) + sum(then) + sum(weight) + sum(update)):
             # One product with NaN is NaN in every sum: each parameter for itself, and in a wider format.
-            if self._belongs is None:
-                rows[3].sub_(rows[2])
             own = torch.split(rows.double(), self._sizes, 1)
             grad, then, weight, update = ([float(r[k].square().sum()) for r in own] for k in range(4))
             dot = [float(r[0].dot(r[1])) for r in own]
@@ -129,18 +156,13 @@ class Small:
         return {
             "grad": list(map(math.sqrt, grad)),
             "weight": list(map(math.sqrt, weight)),
-            "update": list(map(math.sqrt, update)) if made else [MISSING] * count,
-            "zeros": zeros,
+            "update": list(map(math.sqrt, update)),
+            "zeros": (rows[0] == 0).to(rows.dtype).unsqueeze(0).mm(self._belongs)[0].tolist(),
             "bad": bad,
-            "dot": blank if self._alone else dot,
-            "now": blank if self._alone else grad,
-            "then": blank if self._alone else then,
+            "dot": dot,
+            "now": grad,
+            "then": then,
         }
-
-    def _sums(self, one: list[float], other: list[float]) -> list[float]:
-        """The sums of their products over each parameter."""
-        products = list(map(operator.mul, one, other))
-        return [sum(products[own]) for own in self._slices]
 
 
 def small_of(parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> Small | None:

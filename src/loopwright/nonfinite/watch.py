@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode
 
 from loopwright.nonfinite.census import Census, census, span, tensors_in, unwrapped
@@ -140,8 +140,8 @@ class Watch(TorchFunctionMode):
     def hooks(self) -> Iterator[None]:
         """The modules watched as well."""
         handles = [
-            register_module_forward_pre_hook(self._enters),
-            register_module_forward_hook(self._leaves, with_kwargs=True, always_call=True),
+            modules.register_module_forward_pre_hook(self._enters),
+            modules.register_module_forward_hook(self._leaves, with_kwargs=True, always_call=True),
         ]
         # These run before a module's own hooks, and those after them: in between its own are at work.
         for module in self._modules:
@@ -158,6 +158,8 @@ class Watch(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+                # torch's handle forgets this one, and torch.compile warns of global hooks from then on.
+                getattr(modules, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
 
     def _enters(self, module: nn.Module, inputs: Any) -> None:
         if threading.get_ident() != self._thread:
