@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -483,3 +484,67 @@ def test_of_weights_that_the_last_step_of_all_has_ruined_the_epoch_and_the_batch
     assert error.cause == ("backward" if gradient else "update")
     assert "of epoch 2, batch 4," in str(error)
     assert error.samples == (batches[15:] if gradient else None)
+
+
+def rows(bad: bool = False) -> list[dict[str, Tensor]]:
+    x, y = samples().tensors
+    x = x.clone()
+    if bad:
+        x[7, 1] = math.nan
+    return [{"x": x[i : i + 5], "y": y[i : i + 5]} for i in range(0, 20, 5)]
+
+
+def test_a_step_that_takes_from_its_batch_is_told_of_and_so_is_a_bad_input() -> None:
+    def step(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        targets = batch.pop("y")
+        return F.mse_loss(model(batch["x"]), targets)
+
+    error = caught(three(), rows(bad=True), step=step)
+    assert (error.cause, error.inputs) == ("input", ["batch['x']"])
+    assert "the step may have changed its batch" in str(error)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_a_step_writes_into_its_batch_is_not_taken_for_the_data_where_that_can_be_known(known: bool) -> None:
+    def step(model: nn.Module, batch: Data) -> Tensor:
+        batch[0].div_(batch[0].std(0) * 0)
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    data: Any = samples() if known else list(zip(*samples().tensors, strict=True))
+    error = caught(three(), DataLoader(data, 5), step=step)
+    assert (error.cause, error.operation) == (("loss", "div_") if known else ("input", "std"))
+    assert "the step writes to its batch" in str(error) or known
+    assert ("it is the step that writes to it" in str(error)) == known
+
+
+def test_a_missing_target_that_where_hides_from_the_loss_is_told_of_the_gradient() -> None:
+    data = samples()
+    data.tensors[1][3] = math.nan
+
+    def step(model: nn.Module, batch: Data) -> Tensor:
+        out = model(batch[0])
+        return torch.where(batch[1].isnan(), torch.zeros_like(out), (out - batch[1]) ** 2).mean()
+
+    error = caught(three(), DataLoader(data, 5), step=step, clip_norm=1.0)
+    assert (error.cause, error.inputs, error.bad_samples) == ("backward", ["batch[1]"], [3])
+    assert "input: batch[1] holds 1 NaN in 5 elements" in str(error)
+    assert "0 * NaN is NaN" in error.why
+
+
+class Threaded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        thread = threading.Thread(target=lambda: found.append(self.body(inputs) / 0))
+        thread.start()
+        thread.join()
+        return found[0]
+
+
+def test_of_what_was_not_seen_no_reason_is_guessed() -> None:
+    error = caught(Threaded())
+    assert (error.cause, error.module, error.operation) == ("forward", "", None)
+    assert "could not be seen" in error.why

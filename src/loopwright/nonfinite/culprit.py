@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loopwright.batches import EpochData
 from loopwright.checkpoint import latest_checkpoint, read_manifest
+from loopwright.device import move
 from loopwright.errors import NonFiniteError
 from loopwright.nonfinite.census import Census, census, joined, span, tensors_in
 from loopwright.nonfinite.reasons import SOFTMAXES, backward_reason, forward_reason
@@ -130,14 +131,9 @@ class Culprit:
                 error.details.append(
                     f"gradients: not finite are those of {joined(error.parameters)}; the loss is finite"
                 )
-            self._of_gradient(error, self._seen(batch, backward=True), batch)
+            self._of_gradient(error, self._seen(batch, backward=True), inputs, batch)
         else:
-            try:
-                seen = self._seen(batch, backward=False)
-            except Exception:
-                _of_inputs(error, inputs)  # known all the same
-                raise
-            self._of_loss(error, seen, inputs, batch)
+            self._of_loss(error, *self._seen_anew(error, batch, inputs, number))
         if error.samples and not error.bad_samples:
             error.details.append(f"samples: {listed(error.samples)}")
 
@@ -149,6 +145,40 @@ class Culprit:
                 return self._step(model, batch)
 
         return run_again(step, model, batch, self._replay, (self._loss,), with_backward=backward)
+
+    def _seen_anew(
+        self, error: NonFiniteError, batch: Any, inputs: dict[str, Census], number: int
+    ) -> tuple[Seen, dict[str, Census], Any]:
+        """What the batch's second run shows, what of it is not finite, and the batch.
+
+        A step, or a hook, may have written to the batch in hand. Where another can be had, and that one is finite, it
+        is the one to run.
+        """
+        try:
+            seen = self._seen(batch, backward=False)
+            if not inputs:
+                return seen, inputs, batch
+        except Exception:
+            fresh = self._fresh(number)
+            if fresh is not None and _paths(fresh) != _paths(batch):  # the step has taken something out of it
+                return self._seen(fresh, backward=False), {}, fresh
+            _of_inputs(error, inputs)  # known all the same
+            error.inexact.append("the step may have changed its batch")
+            raise
+        if (fresh := self._fresh(number)) is None:
+            return seen, inputs, batch
+        again = self._seen(fresh, backward=False)
+        if again.chain:
+            error.details.append("input: fetched once more, the batch is finite: it is the step that writes to it")
+            error.inputs = []
+            return again, {}, fresh
+        error.inexact.append("fetched once more, the batch is finite: a hook may have written to it")
+        return seen, inputs, batch
+
+    def _fresh(self, number: int) -> Any:
+        """The batch, fetched once more, where it is to be had and is finite; else None."""
+        fresh = move(self._data.again(number), self._state.device)
+        return fresh if all(census(tensor) is None for _, tensor in tensors_in(fresh, "")) else None
 
     def _of_parameters(self, error: NonFiniteError) -> None:
         """They were found at a save or at the end: what did the last step's gradients look like?"""
@@ -243,7 +273,7 @@ class Culprit:
         if sources:
             error.details.append(f"input: {_inputs({source: inputs[source] for source in sources})}")
 
-    def _of_gradient(self, error: NonFiniteError, seen: Seen, batch: Any) -> None:
+    def _of_gradient(self, error: NonFiniteError, seen: Seen, inputs: dict[str, Census], batch: Any) -> None:
         error.inexact += seen.inexact
         state, accumulate = self._state, self._state.plan.accumulate
         first, here = state.progress.batch // accumulate * accumulate + 1, state.progress.batch + 1
@@ -263,6 +293,11 @@ class Culprit:
             rows = "" if made.parameter else _rows(error, made.found, batch)
             error.details.insert(0, f"where: first in {made_by(made)}{rows}")
             error.why, error.fix = backward_reason(place.operation, made.maker)
+            if inputs:
+                error.details.insert(1, f"input: {_inputs(inputs)}")
+            if made.maker == "operation" and any(found.nan for found in inputs.values()):
+                error.why = "NaN in the batch that torch.where hides from the loss is in the gradient: 0 * NaN is NaN"
+                error.fix = "fill it in before anything is computed from it: torch.nan_to_num, and then torch.where"
         elif accumulate > 1 and not seen.bad_gradients and first < here:
             error.details.append(
                 f"where: in one of the batches {first} to {here - 1} of the window; run once more, batch {here} gave "
@@ -275,6 +310,10 @@ class Culprit:
                 "may have written it, or the step is not the same each time"
             )
             error.fix = "a look at what writes to the gradients"
+
+
+def _paths(batch: Any) -> list[str]:
+    return [path for path, _ in tensors_in(batch, "")]
 
 
 def _largest(state: State[Any]) -> float:

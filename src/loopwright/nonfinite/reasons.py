@@ -105,6 +105,11 @@ def forward_reason(facts: Facts) -> tuple[str, str]:
     name, low = facts.operation, facts.low
     if facts.dtype == torch.float16 and _largest(facts) > torch.finfo(torch.float16).max:
         return _overflow(facts)  # it was infinite as soon as it was brought into that format
+    if not name:
+        return (
+            "what it does inside could not be seen: scripted code, another thread, or none of torch's functions",
+            f"a look at what it does there; the largest number that it was given is {_largest(facts):.4g}",
+        )
     if name in _LOGARITHMS and low is not None:
         return (
             f"it has no finite value at or below {-1 if name == 'log1p' else 0}, and was asked for that of {low:.4g}",

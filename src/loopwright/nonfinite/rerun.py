@@ -112,10 +112,12 @@ def run_again(
     with _untouched(modules, replay, lost) as moved, warnings.catch_warnings(), _eagerly():
         warnings.simplefilter("ignore")
         watch = Watch(model, named, modules)
-        before = moved()
+        before, versions = moved(), [_version(tensor) for _, tensor in tensors_in(batch, "")]
         with watch.hooks(), watch:
             output = as_output(step())
         inexact = _inexact(model, before, moved(), replay)
+        if versions != [_version(tensor) for _, tensor in tensors_in(batch, "")]:
+            lost.append("the step writes to its batch, which is as the first run has left it")
         loss, made, bad = output.loss, None, list[str]()
         chain = () if census(loss) is None else watch.chain(loss)
         computed = with_backward and not chain and loss.requires_grad
@@ -123,6 +125,11 @@ def run_again(
             made, bad = backward(watch, loss, dict(model.named_parameters()))
         output, number = output.detached(), float(loss.detach())
     return Seen(output, number, chain, made, computed, bad, (*inexact, *lost))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _eagerly() -> contextlib.AbstractContextManager[object]:
