@@ -855,3 +855,26 @@ def test_under_fp16_gradients_that_no_scale_makes_finite_end_the_text_as_they_en
         trainer.fit(batches, epochs=12)
     with pytest.raises(FloatingPointError, match="bad gradients at step 1"):
         run_alone(trainer.explain(), *make(), step, batches)
+
+
+def test_a_score_of_an_epoch_whose_steps_were_all_skipped_waits_for_the_next_move_of_the_schedule() -> None:
+    case = Case(
+        problem="plain",
+        step="loss",
+        optimizer="sgd",
+        loader="list",
+        accumulate=3,
+        clip_norm=None,
+        precision="fp32",
+        schedule="val/loss epoch",
+        validate=Every(epochs=2),
+        epochs=3,
+        steps=None,
+        policy="skip",
+        bad=frozenset([6, 9]),
+        seed=None,
+        frozen=True,
+        metrics=True,
+        ignored=True,
+    )
+    assert "fresh = row[monitor]" in check(case)

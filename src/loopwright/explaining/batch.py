@@ -26,7 +26,7 @@ def validated(f: Facts, assign: str) -> Lines:
     arguments += ["metrics"] if f.metrics else []
     arguments += ["device"] if f.moves else []
     lines = [f"{assign}evaluate({', '.join(arguments)})"]
-    if f.schedule == "step" and (f.monitor or "").startswith("val/"):
+    if f.waits:
         lines.append(f"fresh = {assign.partition(' ')[0]}[monitor]")
     return lines
 
@@ -35,11 +35,11 @@ def moved(f: Facts) -> Lines:
     """``_move_schedule``: the learning rate's move."""
     if f.monitor is None:
         return ["scheduler.step()"]
-    if f.schedule == "epoch":
+    if f.schedule == "epoch" and not f.waits:
         if f.monitor.startswith("val/") and f.validate_epochs != 1:
             return ["if monitor in row:  # it moves only on a fresh value", "    scheduler.step(row[monitor])"]
         return ["scheduler.step(row[monitor])"]
-    if f.monitor.startswith("val/"):
+    if f.waits:
         return ["if fresh is not None:", "    scheduler.step(fresh)", "    fresh = None"]
     name = quoted(f.monitor.removeprefix("train/"))
     if not f.listed:

@@ -143,6 +143,13 @@ class Facts:
         return self.schedule == "epoch" or self.validate_epochs is not None
 
     @property
+    def waits(self) -> bool:
+        """Whether a score may wait for the scheduler's next move: it moves elsewhere, or not after a skipped epoch."""
+        if self.schedule is None or self.monitor is None or not self.monitor.startswith("val/"):
+            return False
+        return self.schedule == "step" or (self.may_skip and (self.validate_epochs or 1) > 1)
+
+    @property
     def flagged(self) -> bool:
         """Whether it has to be remembered that a batch made a step."""
         return self.validate_steps is not None and (self.windows or self.may_skip)
