@@ -501,7 +501,7 @@ def test_a_step_that_takes_from_its_batch_is_told_of_and_so_is_a_bad_input() -> 
 
     error = caught(three(), rows(bad=True), step=step)
     assert (error.cause, error.inputs) == ("input", ["batch['x']"])
-    assert "the step may have changed its batch" in str(error)
+    assert "the step may have taken something out of its batch" in str(error)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -158,12 +158,13 @@ class Culprit:
             seen = self._seen(batch, backward=False)
             if not inputs:
                 return seen, inputs, batch
-        except Exception:
+        except Exception as problem:
             fresh = self._fresh(number)
             if fresh is not None and _paths(fresh) != _paths(batch):  # the step has taken something out of it
                 return self._seen(fresh, backward=False), {}, fresh
             _of_inputs(error, inputs)  # known all the same
-            error.inexact.append("the step may have changed its batch")
+            if isinstance(problem, LookupError):
+                error.inexact.append("the step may have taken something out of its batch")
             raise
         if (fresh := self._fresh(number)) is None:
             return seen, inputs, batch
