@@ -73,6 +73,8 @@ MISTAKES = [
     ),
     Mistake("Nothing says what better means", 'EarlyStopping("val/loss")', "TypeError"),
     Mistake("A choice is misspelt", 'Trainer(model, optimizer, nn.MSELoss(), precision="bf-16")'),
+    Mistake("A choice has another library's name", 'Trainer(model, optimizer, nn.MSELoss(), precision="16-mixed")'),
+    Mistake("There are several optimizers", "Trainer(model, [optimizer, optimizer], nn.MSELoss())"),
     Mistake(
         "The monitor is unknown",
         'stopping = EarlyStopping("val/los", mode="min")\n'

@@ -206,6 +206,9 @@ HEALTHY: dict[str, Callable[[], Problem]] = {
         nn.CrossEntropyLoss(),
         TensorDataset(300 * torch.randn(40, 6), _thirds()),
     ),
+    "backward part by part": lambda: (trained_by(mlp(), step=_part_by_part), loader(regression()), None),
+    "a loss with a parameter": lambda: _held_by_a_loss(),
+    "a sum": lambda: over(mlp(), nn.MSELoss(reduction="sum"), regression()),
     "compiled": lambda: over(mlp(), nn.MSELoss(), regression(), compile=True),
     "workers": lambda: (trained_by(mlp(), nn.MSELoss()), loader(regression(), num_workers=1), None),
 }
@@ -323,6 +326,40 @@ class RaisesAt(Dataset[Any]):
         if index == self.index:
             raise OSError(f"sample {index} cannot be read")
         return torch.randn(6), torch.randn(1)
+
+
+def _backward_too(model: nn.Module, batch: Any, *, keep: bool = True) -> Tensor:
+    loss = F.mse_loss(model(batch[0]), batch[1])
+    loss.backward(retain_graph=keep)  # type: ignore[no-untyped-call]  # torch has no annotation there
+    return loss
+
+
+class AboutCentre(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(1))
+
+    def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(predictions - self.centre, targets)
+
+    def step(self, model: nn.Module, batch: Any) -> Tensor:
+        loss: Tensor = self(model(batch[0]), batch[1])
+        return loss
+
+
+def _part_by_part(model: nn.Module, batch: Any) -> Tensor:
+    """Calls backward on one half, and leaves the other to the trainer, as one does to spare memory."""
+    half = len(batch[0]) // 2
+    first = F.mse_loss(model(batch[0][:half]), batch[1][:half]) / 2
+    first.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
+    return F.mse_loss(model(batch[0][half:]), batch[1][half:]) / 2
+
+
+def _held_by_a_loss() -> Problem:
+    model, loss = mlp(), AboutCentre()
+    return over(model, loss, regression(), optimizer=torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.1))
 
 
 def _by_hand(model: nn.Module, batch: Any) -> Tensor:
@@ -450,6 +487,7 @@ def _seldom_wrong(n: int = 400) -> Problem:
 
 
 _RUNS, _FINITE, _SHAPES = "a training step runs", "loss is finite", "shapes of prediction and target"
+_REDUCED = "reduction of the loss"
 _GIVEN, _LABELS, _START = "what the loss is given", "labels and indices", "loss at the start"
 _REACHED, _HELD, _NORM = "parameters get a gradient", "parameters in the optimizer", "batch norm and batch sizes"
 _INPUTS, _DEPEND, _BITS = "inputs are normalised", "outputs depend on the inputs", "two runs give the same bits"
@@ -516,6 +554,14 @@ FAULTS: dict[str, Fault] = {
     ),
     "no log-softmax": Fault(_GIVEN, "nll_loss", lambda: over(mlp(3), nn.NLLLoss(), classes())),
     "one class": Fault(_GIVEN, "one class", lambda: over(mlp(1), nn.CrossEntropyLoss(), classes(count=1))),
+    "a sum over a window": Fault(
+        _REDUCED, "accumulate is 2", lambda: over(mlp(), nn.MSELoss(reduction="sum"), regression(), accumulate=2)
+    ),
+    "a sum of classes over a window": Fault(
+        _REDUCED,
+        'CrossEntropyLoss(reduction="mean")',
+        lambda: over(mlp(3), nn.CrossEntropyLoss(reduction="sum"), classes(), accumulate=4),
+    ),
     "labels from 1": Fault(
         _LABELS,
         "from 1 to 3, with 3 classes",
@@ -559,6 +605,23 @@ FAULTS: dict[str, Fault] = {
     "a forgotten layer": Fault(_REACHED, "forgotten.0.weight", lambda: over(Forgets(), nn.MSELoss(), regression())),
     "a detached body": Fault(_REACHED, "body.weight, body.bias", lambda: over(Detaches(), nn.MSELoss(), regression())),
     "a dead end": Fault(_REACHED, "exactly 0", _dead_end),
+    "backward in the step": Fault(
+        _REACHED, "twice as large", lambda: (trained_by(mlp(), step=_backward_too), loader(regression()), None)
+    ),
+    "backward in the step, under fp16": Fault(
+        _REACHED,
+        "leave backward out",
+        lambda: (trained_by(mlp(), step=_backward_too, precision="fp16"), loader(regression()), None),
+    ),
+    "backward in the step, and no graph left": Fault(
+        _RUNS,
+        "leave backward out",
+        lambda: (trained_by(mlp(), step=lambda m, b: _backward_too(m, b, keep=False)), loader(regression()), None),
+    ),
+    "the parameters of a loss": Fault(_HELD, "centre of AboutCentre", lambda: over(mlp(), AboutCentre(), regression())),
+    "the parameters of a step": Fault(
+        _HELD, "*step.parameters()", lambda: (trained_by(mlp(), step=AboutCentre().step), loader(regression()), None)
+    ),
     "a replaced head": Fault(_HELD, "2.weight, 2.bias", _replaced_head),
     "half of the model": Fault(_HELD, "0.weight, 0.bias", _half_held),
     "a stranger": Fault(_HELD, "2 that are not the model's", _stranger),

@@ -389,9 +389,9 @@ def trainer_of(model: nn.Module, **settings: Any) -> Trainer:
     return line_trainer(model, **{"seed": 1, **settings})
 
 
-def caught(model: nn.Module, data: Any, **settings: Any) -> NonFiniteError:
+def caught(model: nn.Module, data: Any, *, epochs: int = 3, **settings: Any) -> NonFiniteError:
     with pytest.raises(NonFiniteError) as found:
-        trainer_of(model, **settings).fit(data, epochs=3)
+        trainer_of(model, **settings).fit(data, epochs=epochs)
     return found.value
 
 
@@ -427,7 +427,7 @@ def test_the_samples_are_named_where_they_can_be_known(kind: str) -> None:
         "generator": (batch for batch in batches),
         "IterableDataset": DataLoader(Stream(), 5),
     }
-    error = caught(line(), loaders[kind])
+    error = caught(line(), loaders[kind], epochs=1 if kind == "generator" else 3)
     assert error.cause == "input"
     assert "of 5" in str(error)
     known = kind in ("DataLoader", "in order", "Loader")
@@ -780,7 +780,7 @@ def test_found_late_the_input_is_looked_at_where_it_can_be_fetched_once_more(
         "generator": (batch for batch in batches),
         "Loader": Loader(data, 5, seed=3),
     }
-    error = caught(line(), loaders[kind])
+    error = caught(line(), loaders[kind], epochs=1 if kind == "generator" else 3)
     assert error.cause == ("input" if kind in ("DataLoader", "list") else None)
     assert (error.samples is not None and 7 in error.samples) is (kind in ("DataLoader", "Loader"))
     assert "2 parameters are not finite by now" in str(error)
@@ -1231,3 +1231,20 @@ def test_after_an_error_torch_has_no_hooks_left_that_it_would_warn_of_when_it_co
     hooks = {name: value for name, value in vars(torch.nn.modules.module).items() if name.startswith("_global_forward")}
     assert hooks
     assert [name for name, value in hooks.items() if value] == []
+
+
+def test_an_empty_batch_is_said_to_be_empty() -> None:
+    error = caught(line(), [*ragged(2), (torch.ones(0, 3), torch.ones(0, 1))])
+    assert (error.cause, error.batch) == ("input", 2)
+    assert error.why.startswith("the batch is empty")
+    assert "sampler" in error.fix
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_what_is_advised_for_lbfgs_is_no_clipping(clip_norm: float | None) -> None:
+    model = line()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=1e30)
+    error = caught(model, loader(), optimizer=optimizer, clip_norm=clip_norm)
+    assert "learning rate" in error.fix
+    assert "clip_norm=1.0" not in error.fix
+    assert ("no clip_norm" in error.fix) == (clip_norm is not None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from helpers import At, Samples, Unsized, line_trainer, ragged
-from loopwright import ConfigError, DataError, Output
+from loopwright import ConfigError, DataError, Every, Output
+from loopwright.callbacks import Checkpoint
 from small_problems import RARER, generator_of, make_loader
 
 # C17: loaders without batches, without a length, or to be read once.
@@ -71,10 +74,67 @@ def test_a_stream_that_drops_its_only_batch_says_so() -> None:
         line_trainer().fit(DataLoader(Stream(3), batch_size=4, drop_last=True), epochs=1)
 
 
+ONCE: dict[str, Callable[[], Any]] = {
+    "an iterator over a list": lambda: iter(ragged(2, 2)),
+    "a generator": lambda: (batch for batch in ragged(2, 2)),
+    "zip": lambda: zip(*zip(*ragged(2, 2), strict=True), strict=True),
+    "map": lambda: map(tuple, ragged(2, 2)),
+    "an iterator over a DataLoader": lambda: iter(DataLoader(TensorDataset(*ragged(4)[0]), batch_size=2)),
+}
+
+
+@pytest.mark.parametrize("kind", ONCE)
+def test_what_can_be_read_once_is_refused_before_the_first_step_where_epochs_need_it_again(kind: str) -> None:
+    trainer = line_trainer()
+    with pytest.raises(DataError, match="can be read once, and is needed 2 times"):
+        trainer.fit(ONCE[kind](), epochs=2)
+    with pytest.raises(DataError, match="the validation data can be read once, and is needed 3 times"):
+        trainer.fit(ragged(2, 2), ONCE[kind](), epochs=3)
+    with pytest.raises(DataError, match="is needed 2 times"):
+        trainer.fit(ragged(2, 2), ONCE[kind](), steps=5, validate=Every(steps=2))
+    with pytest.raises(DataError, match="is needed 2 times"):
+        trainer.fit(ragged(2, 2), ONCE[kind](), steps=4)
+    assert trainer.state.progress.batch == trainer.state.progress.epoch == 0
+
+
+@pytest.mark.parametrize("kind", ONCE)
+def test_what_can_be_read_once_is_taken_where_once_is_enough(kind: str, tmp_path: Path) -> None:
+    trainer = line_trainer(callbacks=[Checkpoint(tmp_path)])
+    trainer.fit(ONCE[kind](), ONCE[kind](), epochs=1)
+    trainer.fit(ONCE[kind](), ONCE[kind](), epochs=2)
+    trainer.fit(ONCE[kind](), epochs=9, steps=6)
+    trainer.fit(ragged(2, 2), ONCE[kind](), epochs=5, validate=Every(epochs=4))
+    assert trainer.state.progress.step == 10
+    again = line_trainer(callbacks=[Checkpoint(tmp_path)])
+    assert again.fit(ONCE[kind](), epochs=6, resume="auto").progress.step == 12
+    with pytest.raises(DataError, match="is needed 3 times"):
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(ONCE[kind](), epochs=9, resume="auto")
+
+
+@pytest.mark.parametrize(
+    "endless", [lambda batches: itertools.cycle(batches), lambda batches: itertools.repeat(batches[0])]
+)
+def test_what_python_repeats_without_end_is_taken_for_any_target(endless: Callable[[Any], Any]) -> None:
+    stop = At(on_step_end=lambda state: state.stop("enough") if state.progress.step == 5 else None)
+    assert line_trainer(callbacks=[stop]).fit(endless(ragged(2, 2)), epochs=3).progress.step == 5
+
+
+class ReadsOnce(Iterator[Samples]):
+    """An iterator of one's own, of which nobody can know whether it begins anew."""
+
+    def __init__(self, batches: list[Samples]) -> None:
+        self.batches = batches
+
+    def __next__(self) -> Samples:
+        if not self.batches:
+            raise StopIteration
+        return self.batches.pop(0)
+
+
 def test_an_iterator_that_was_read_to_its_end_is_an_error_in_the_second_epoch() -> None:
     trainer = line_trainer()
     with pytest.raises(DataError, match="can be read once"):
-        trainer.fit(iter(ragged(2, 2)), epochs=2)
+        trainer.fit(ReadsOnce(ragged(2, 2)), epochs=2)
     assert trainer.state.progress.epoch == 1
     assert trainer.state.progress.step == 2
 
@@ -88,7 +148,7 @@ def test_a_generator_is_enough_for_one_epoch() -> None:
 def test_validation_data_to_be_read_once_is_an_error_at_the_second_validation() -> None:
     trainer = line_trainer()
     with pytest.raises(DataError, match="validation data gave no batch") as caught:
-        trainer.fit(ragged(2), iter(ragged(2)), epochs=2)
+        trainer.fit(ragged(2), ReadsOnce(ragged(2)), epochs=2)
     assert "can be read once" in caught.value.why
     assert trainer.state.progress.step == 2
 

@@ -254,3 +254,25 @@ def test_a_validation_that_was_given_up_draws_nothing() -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(train, val, epochs=3)
     assert trainer.fit(train, val, epochs=3).history == expected.history
+
+
+def _kept_graph(model: nn.Module, batch: Any, kept: list[Tensor]) -> Tensor:
+    kept.append(model(batch[0]).mean() + (kept[-1] if kept else 0))
+    return kept[-1]
+
+
+def _backward_in_the_step(model: nn.Module, batch: Any, kept: list[Tensor]) -> Tensor:
+    loss: Tensor = model(batch[0]).square().mean()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
+    return loss
+
+
+@pytest.mark.parametrize("way", [_backward_in_the_step, _kept_graph])
+def test_a_second_backward_through_one_graph_says_what_a_step_must_not_do(way: Any) -> None:
+    kept: list[Tensor] = []
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer = Trainer(model, optimizer, step=lambda model, batch: way(model, batch, kept), device="cpu")
+    with pytest.raises(RuntimeError, match="second time") as caught:
+        trainer.fit([(torch.ones(2, 3), torch.ones(2, 1))] * 3, epochs=1)
+    assert any("a step that calls it itself" in note and "detached" in note for note in caught.value.__notes__)

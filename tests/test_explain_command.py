@@ -255,3 +255,18 @@ def test_it_runs_as_a_module_from_the_folder_of_the_script(script: str, tmp_path
     assert ran.returncode == 0
     assert ran.stdout.startswith('"""The loop of a loopwright Trainer in plain PyTorch')
     assert ran.stderr == "made\n"
+
+
+@pytest.mark.parametrize("named", ["{}:nope", "{}", "{}:"])
+def test_where_no_object_of_the_module_was_named_the_trainers_in_it_are(
+    script: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", named.format(script)]) == 2
+    err = capsys.readouterr().err
+    assert f"fix: {script}:trainer is one, and so are {script}:make_trainer, {script}:fail\n" in err
+    assert "make_with" not in err
+
+
+def test_where_there_is_no_such_module_the_example_is_one_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "no_such_module_here"]) == 2
+    assert "for example my_script:make_trainer" in capsys.readouterr().err

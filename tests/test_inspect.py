@@ -73,16 +73,23 @@ def test_a_damaged_one_is_named_and_the_others_are_shown(folder: Path, capsys: p
     assert f"{good}: whole" in out
     assert f"{bad}: whole" not in out
     assert str(bad / MODEL) in err
+    assert "  fix: an older checkpoint" in err
 
 
-@pytest.mark.parametrize("name", ["none", "empty", "file"])
-def test_where_there_is_no_checkpoint_it_says_so(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"), [("none", "cannot be read"), ("empty", "holds no checkpoints"), ("file", "is no folder")]
+)
+def test_where_there_is_no_checkpoint_it_says_so_and_what_to_give(
+    tmp_path: Path, name: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     assert main(["inspect", str(tmp_path / name)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert str(tmp_path / name) in err
+    assert f"{tmp_path / name} {words}" in err
+    assert "  fix: " in err
+    assert "manifest.json" not in err
 
 
 @pytest.mark.parametrize(

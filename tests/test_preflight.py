@@ -394,7 +394,7 @@ def test_fit_with_a_preflight_raises_before_anything_is_done_where_a_check_fails
     model = small_model()
     optimizer = torch.optim.SGD(list(model.parameters())[4:], lr=0.1)
     trainer = Trainer(model, optimizer, nn.MSELoss(), callbacks=[recorder], device="cpu")
-    with pytest.raises(ConfigError, match=r"1 of 15 checks failed(?s:.*)SGD does not hold 4.*") as caught:
+    with pytest.raises(ConfigError, match=r"1 of 16 checks failed(?s:.*)SGD does not hold 4.*") as caught:
         trainer.fit(some_batches(3), epochs=1, preflight=True)
     assert "two runs give the same bits" in str(caught.value)
     assert recorder.hooks == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import random
 import shutil
@@ -33,11 +34,11 @@ import kill_runs
 from broken_runs import Case, Interrupt, Interrupted, broken, build, dataset, differences, fit, left_behind, unbroken
 from faults_table import Figures
 from helpers import At, Unsized, line_trainer, some_batches, weights_of
-from loopwright import Callback, Every, Schedule, State, Trainer, best_checkpoint, latest_checkpoint
+from loopwright import Callback, Every, Schedule, State, Trainer, best_checkpoint, latest_checkpoint, load_weights
 from loopwright.callbacks import Checkpoint, EarlyStopping
 from loopwright.checkpoint import list_checkpoints, read_checkpoint
 from loopwright.data import Loader
-from loopwright.errors import CheckpointError, ConfigError, DataError
+from loopwright.errors import CheckpointError, ConfigError, DataError, SaveError
 from loopwright.testing import HookRecorder
 
 
@@ -1076,3 +1077,131 @@ def test_one_folder_for_two_checkpoints_and_a_folder_in_place_of_a_checkpoint_ar
     line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(2), epochs=1)
     with pytest.raises(CheckpointError, match="latest_checkpoint"):
         line_trainer().fit(some_batches(2), epochs=1, resume=tmp_path)
+
+
+def _of(optimizer: Callable[[Any], Any], folder: Path, schedule: Callable[[Any], Any] | None = None) -> Trainer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+    made = optimizer(model.parameters())
+    moves = None if schedule is None else Schedule(schedule(made), each="epoch")
+    return Trainer(model, made, nn.MSELoss(), schedule=moves, callbacks=[Checkpoint(folder)], device="cpu")
+
+
+def _halves(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("SGD", "Adam"), ("SGD", "RMSprop"), ("Adam", "SGD"), ("NAdam", "Adam"), ("AdamW", "Adagrad")]
+)
+def test_a_checkpoint_of_another_optimizer_is_refused_with_the_names_of_both(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    kinds = {name: getattr(torch.optim, name) for name in (before, after)}
+    _of(lambda p: kinds[before](p, lr=0.01), tmp_path).fit(some_batches(2), epochs=1)
+    with pytest.raises(CheckpointError, match="of another optimizer") as caught:
+        _of(lambda p: kinds[after](p, lr=0.01), tmp_path).fit(some_batches(2), epochs=2, resume="auto")
+    assert caught.value.why == f"its settings are those of {before}, and this one is {after}"
+    assert "load_weights" in caught.value.fix
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_schedule_that_is_new_or_gone_is_said_to_be_so(tmp_path: Path, new: bool) -> None:
+    def sgd(parameters: Any) -> Any:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    _of(sgd, tmp_path, None if new else _halves).fit(some_batches(2), epochs=1)
+    with pytest.raises(CheckpointError, match="it is new" if new else "it is gone") as caught:
+        _of(sgd, tmp_path, _halves if new else None).fit(some_batches(2), epochs=2, resume="auto")
+    assert caught.value.fix.startswith("no schedule=" if new else "the schedule= that")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "schedules", "words"),
+    [
+        ({"lr": 0.1}, {"lr": 0.01, "momentum": 0.9}, (None, None), "lr 0.1 (given: 0.01), momentum 0 (given: 0.9)"),
+        ({"lr": torch.tensor(0.5)}, {"lr": torch.tensor(0.25)}, (None, None), "lr 0.5 (given: 0.25)"),
+        (
+            {"lr": 0.1},
+            {"lr": 0.01},
+            (_halves, lambda o: torch.optim.lr_scheduler.StepLR(o, 2, gamma=0.1)),
+            "initial_lr 0.1 (given: 0.01), the schedule's gamma 0.5 (given: 0.1), "
+            "the schedule's step_size 1 (given: 2)",
+        ),
+        ({"lr": 0.1}, {"lr": 0.1}, (_halves, _halves), ""),
+        ({"lr": 0.1}, {"lr": 0.1}, (None, None), ""),
+    ],
+)
+def test_a_resume_names_the_settings_that_are_the_checkpoints_and_not_the_scripts(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    schedules: tuple[Any, Any],
+    words: str,
+) -> None:
+    _of(lambda p: torch.optim.SGD(p, **before), tmp_path, schedules[0]).fit(some_batches(2), epochs=1)
+    with caplog.at_level(logging.INFO, logger="loopwright"):
+        trainer = _of(lambda p: torch.optim.SGD(p, **after), tmp_path, schedules[1])
+        trainer.fit(some_batches(2), epochs=2, resume="auto")
+    (message,) = [record.message for record in caplog.records if "resumed from" in record.message]
+    said = "settings that are the checkpoint's, and not those given: "
+    assert message.partition(said)[2].partition(";")[0] == words
+
+
+def test_what_a_one_cycle_schedule_moves_is_no_setting_that_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fit(steps: int) -> None:
+        _of(
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+            tmp_path,
+            lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.3, total_steps=8),
+        ).fit(some_batches(2), steps=steps, resume="auto")
+
+    fit(3)
+    with caplog.at_level(logging.INFO, logger="loopwright"):
+        fit(5)
+    assert "resumed from" in caplog.text
+    assert "not those given" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("resume", "fix"), [("latest", 'did you mean resume="auto"?'), ("best", "best_checkpoint(folder)")]
+)
+def test_a_word_for_a_path_is_answered_with_what_was_meant(tmp_path: Path, resume: str, fix: str) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(1), epochs=1, resume=resume)
+    assert fix in fix_of(caught.value)
+
+
+def fix_of(error: CheckpointError) -> str:
+    assert f"fix: {error.fix}" in str(error)
+    return error.fix
+
+
+def test_a_damaged_checkpoint_given_by_hand_says_what_else_to_take(tmp_path: Path) -> None:
+    line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(1), epochs=1)
+    (path,) = list_checkpoints(tmp_path)
+    _damage(path)
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(1), epochs=2, resume=path)
+    assert 'resume="auto"' in fix_of(caught.value)
+    (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        load_weights(path, nn.Linear(3, 1))
+    assert "latest_checkpoint(folder)" in fix_of(caught.value)
+
+
+@pytest.mark.parametrize(("below", "fix"), [("", "Checkpoint("), ("/a/b", "another path")])
+def test_a_file_where_the_folder_of_checkpoints_should_be_is_named_before_the_first_step(
+    tmp_path: Path, below: str, fix: str
+) -> None:
+    (tmp_path / "taken").write_text("")
+    trainer = line_trainer(callbacks=[Checkpoint(f"{tmp_path}/taken{below}")])
+    with pytest.raises(SaveError, match=r"taken is a file, and checkpoints go into a folder") as caught:
+        trainer.fit(some_batches(1), epochs=1)
+    assert caught.value.fix.startswith(fix)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOTDIR, f"{tmp_path}/taken{below}")
+    assert trainer.state.progress.step == 0

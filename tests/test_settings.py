@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import math
 import pickle
 from collections.abc import Callable
@@ -339,3 +340,126 @@ def test_a_loss_of_one_element_in_any_shape_will_do() -> None:
 
     (row,) = line_trainer(step=step).fit(ragged(2), epochs=1).history
     assert type(row["train/loss"]) is float
+
+
+# What can be meant, and seldom is.
+
+
+class AboutCentre(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(1))
+
+    def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        loss: Tensor = (predictions - self.centre - targets).square().mean()
+        return loss
+
+    def step(self, model: nn.Module, batch: Any) -> Tensor:
+        loss: Tensor = self(model(batch[0]), batch[1])
+        return loss
+
+
+def _warnings(trainer: Trainer, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What two fits of the trainer warn of."""
+    for epochs in (1, 2):
+        trainer.fit(ragged(2, 2), epochs=epochs)
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: _make(loss=nn.MSELoss(reduction="sum"), accumulate=2), "MSELoss has reduction='sum', and accumulate"),
+        (lambda: _lbfgs(clip_norm=1.0), "clip_norm=1 with LBFGS"),
+        (lambda: _make(loss=AboutCentre()), "SGD does not hold centre of AboutCentre"),
+        (lambda: _make(step=AboutCentre().step), "*step.parameters()"),
+    ],
+    ids=["a sum over a window", "clipping for LBFGS", "a loss's parameters", "a step's parameters"],
+)
+def test_what_is_seldom_meant_is_warned_of_once_when_the_fit_begins(
+    make: Callable[[], Trainer], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (warning,) = _warnings(make(), caplog)
+    assert words in warning
+
+
+def test_a_sum_without_accumulation_and_a_loss_whose_parameters_are_held_or_frozen_are_not_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, held, frozen = line(), AboutCentre(), AboutCentre()
+    frozen.requires_grad_(False)
+    optimizer = torch.optim.SGD([*model.parameters(), *held.parameters()], lr=0.1)
+    assert _warnings(_make(model=model, optimizer=optimizer, loss=held), caplog) == []
+    assert _warnings(_make(loss=frozen), caplog) == []
+    assert _warnings(_make(loss=nn.MSELoss(reduction="sum")), caplog) == []
+
+
+def test_parameters_that_the_optimizer_gets_before_the_fit_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    loss = AboutCentre()
+    trainer = _make(loss=loss)
+    trainer.state.optimizer.add_param_group({"params": [*loss.parameters()]})
+    assert _warnings(trainer, caplog) == []
+
+
+def test_what_is_said_of_a_sum_over_a_window_is_so() -> None:
+    batches, model, summed = ragged(4, 2), line(), nn.MSELoss(reduction="sum")
+    gradients = [torch.autograd.grad(summed(model(x), y), model.weight)[0] for x, y in batches]
+    trainer = _make(model=model, loss=summed, accumulate=2, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
+    trainer.fit(batches, epochs=1)
+    assert model.weight.grad is not None
+    assert torch.allclose(model.weight.grad, (4 * gradients[0] + 2 * gradients[1]) / 6)
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [
+        ("16-mixed", "precision='fp16'"),
+        ("bf16-mixed", "precision='bf16'"),
+        (16, "precision='fp16'"),
+        (torch.bfloat16, "precision='bf16'"),
+        (torch.float16, "precision='fp16'"),
+        ("float32", "precision='fp32'"),
+        ("fp8", "'bf16' and 'fp16' run the step under autocast"),
+        (torch.float64, "'fp32' leaves model and data in the formats that they have"),
+    ],
+)
+def test_a_precision_by_another_name_is_answered_with_ours(given: Any, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _make(precision=given)
+    assert fix in caught.value.fix
+
+
+def test_several_optimizers_are_answered_with_what_to_do_instead() -> None:
+    model = line()
+    several: list[tuple[Any, str]] = [
+        ([_sgd(model)], "Trainer(model, optimizer, ...), the SGD itself"),
+        ([_sgd(model), _sgd(model)], "one SGD with a parameter group for each part"),
+        ({"generator": _sgd(model), "critic": _sgd(model)}, "a loop by hand"),
+    ]
+    for given, fix in several:
+        with pytest.raises(ConfigError, match="a run has one optimizer") as caught:
+            Trainer(model, given, nn.MSELoss())
+        assert fix in caught.value.fix
+
+
+def test_a_device_without_values_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ConfigError, match="device='meta' cannot be trained on"):
+        Trainer(model := line(), _sgd(model), nn.MSELoss(), device="meta")
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_a_preflight_that_is_neither_true_nor_false_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match="preflight is"):
+        _make().fit(ragged(2), epochs=1, preflight=value)
+
+
+def test_a_loss_of_whole_numbers_is_not_told_to_take_a_mean_that_torch_refuses() -> None:
+    def wrong(predictions: Tensor, targets: Tensor) -> Tensor:
+        return (predictions > targets).long().sum()
+
+    with pytest.raises(ConfigError, match=r"torch\.int64") as caught:
+        _make(loss=wrong).fit(ragged(2), epochs=1)
+    assert "mean" not in caught.value.fix
+    assert "have a gradient" in caught.value.fix

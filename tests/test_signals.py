@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -15,14 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import signal_runs
 from broken_runs import Case, broken, build, dataset, differences, fit
 from broken_runs import unbroken as whole_run
-from helpers import At, line_trainer, some_batches
-from loopwright import Every, State, latest_checkpoint
+from helpers import At, Outcome, assert_same_run, line_trainer, small_model, small_trainer, some_batches, weights_of
+from loopwright import Every, Result, State, Trainer, latest_checkpoint
 from loopwright.callbacks import Checkpoint
 from loopwright.checkpoint import FolderLock, list_checkpoints
 from loopwright.errors import LockedError
@@ -166,15 +167,153 @@ def test_a_signal_before_the_first_batch_or_after_the_last_ends_the_run_as_well(
     assert latest_checkpoint(tmp_path) is not None
 
 
-def test_without_a_checkpoint_signals_are_left_alone() -> None:
-    before = [signal.getsignal(number) for number in HANDLED]
+def test_without_a_checkpoint_sigterm_is_left_alone_and_ctrl_c_too_where_the_caller_handles_it() -> None:
     seen: list[Any] = []
 
     def look(state: State, *_: object) -> None:
-        seen.extend(signal.getsignal(number) for number in HANDLED)
+        seen.append([signal.getsignal(number) for number in HANDLED])
 
+    def mine(number: int, frame: object) -> None: ...
+
+    before = [signal.getsignal(number) for number in HANDLED]
     line_trainer(callbacks=[At(on_fit_start=look)]).fit(some_batches(2), epochs=1)
-    assert seen == before
+    signal.signal(signal.SIGINT, mine)
+    line_trainer(callbacks=[At(on_fit_start=look)]).fit(some_batches(2), epochs=1)
+    signal.signal(signal.SIGINT, before[1])
+    assert [seen[0][0], seen[0][2]] == [before[0], before[2]]
+    assert seen[1] == [before[0], mine, before[2]]
+
+
+def _in_parts(fit: Callable[[Trainer], Result], trainer: Trainer) -> tuple[Outcome, int]:
+    """What a run comes to that is called again after each Ctrl-C, and how many there were."""
+    torch.manual_seed(3)
+    interruptions = 0
+    while True:
+        try:
+            result = fit(trainer)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+    return Outcome(weights_of(trainer), result), interruptions
+
+
+class Interrupted(nn.Module):
+    """Batch norm and dropout, with a Ctrl-C within the forward pass of some calls."""
+
+    def __init__(self, *calls: int) -> None:
+        super().__init__()
+        self.inner, self.calls, self.count = small_model().train(), calls, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.count += 1
+        hidden = self.inner(inputs)
+        if self.count in self.calls:
+            signal.raise_signal(signal.SIGINT)
+        out: Tensor = self.inner(inputs) + hidden
+        return out
+
+
+@pytest.mark.parametrize("how", [{}, {"accumulate": 3}, {"precision": "fp16"}, {"lbfgs": True}], ids=str)
+def test_ctrl_c_within_a_batch_and_fit_again_end_with_the_bits_of_an_unbroken_run(how: dict[str, Any]) -> None:
+    settings = {key: value for key, value in how.items() if key != "lbfgs"}
+    if "lbfgs" in how:
+        settings["optimizer"] = lambda parameters: torch.optim.LBFGS(parameters, max_iter=2)
+
+    def fit(trainer: Trainer) -> Result:
+        loader = DataLoader(dataset(21), batch_size=3, shuffle=True)
+        return trainer.fit(loader, some_batches(2), epochs=3, validate=Every(steps=2))
+
+    expected, none = _in_parts(fit, small_trainer(model=Interrupted(), **settings))
+    found, interruptions = _in_parts(fit, small_trainer(model=Interrupted(2, 15, 29), **settings))
+    assert (none, interruptions) == (0, 3)
+    assert_same_run(found, expected)
+
+
+def test_ctrl_c_in_any_hook_and_fit_again_end_with_the_bits_of_an_unbroken_run() -> None:
+    def fit(trainer: Trainer) -> Result:
+        loader = DataLoader(dataset(9), batch_size=3, shuffle=True)
+        return trainer.fit(loader, some_batches(2), epochs=2, validate=Every(steps=2))
+
+    recorder = HookRecorder()
+    expected, _ = _in_parts(fit, small_trainer(recorder))
+    for at in range(1, len(recorder.hooks) + 1):
+        count = 0
+
+        def ask(hook: str, state: State) -> None:
+            nonlocal count
+            count += 1
+            if count == at:  # noqa: B023  # it is called within this turn of the loop alone
+                signal.raise_signal(signal.SIGINT)
+
+        asking = HookRecorder()
+        asking.record = ask  # type: ignore[method-assign]  # one for this run alone
+        found, interruptions = _in_parts(fit, small_trainer(asking))
+        assert interruptions == 1
+        assert_same_run(found, expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["forked", "as a spawned one, which dies"])
+def test_ctrl_c_that_reaches_the_workers_too_and_fit_again_end_with_the_bits_of_an_unbroken_run(
+    number: signal.Signals,
+) -> None:
+    def fit(trainer: Trainer) -> Result:
+        return trainer.fit(DataLoader(dataset(21), batch_size=3, shuffle=True, num_workers=1), epochs=2)
+
+    def ask(state: State, *_: object) -> None:
+        if asking and state.progress.step == 9:
+            asking.clear()
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, number)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    asking: list[bool] = []
+    expected, _ = _in_parts(fit, small_trainer())
+    asking.append(True)
+    found, interruptions = _in_parts(fit, small_trainer(At(on_backward_end=ask)))
+    assert interruptions == 1
+    assert_same_run(found, expected)
+
+
+def test_a_second_ctrl_c_is_out_at_once_without_a_checkpoint_too() -> None:
+    model, recorder = Interrupted(2), HookRecorder()
+    before = signal.getsignal(signal.SIGINT)
+
+    def again(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if model.count == 2 and signal.getsignal(signal.SIGINT) is not before:
+            signal.raise_signal(signal.SIGINT)
+
+    trainer = small_trainer(recorder, model=model)
+    model.register_forward_hook(again)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(some_batches(3), epochs=1)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert trainer.state.progress.batch == 1
+    assert recorder.hooks[-3:] == ["on_batch_start", "on_exception", "teardown"]
+
+
+def test_a_second_ctrl_c_within_a_window_has_its_batches_trained_on_again() -> None:
+    model = Interrupted(2)
+
+    def again(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if model.count == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    trainer = small_trainer(model=model, accumulate=3)
+    handle = model.register_forward_hook(again)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(some_batches(3), epochs=1)
+    handle.remove()
+    trainer.fit(some_batches(3), epochs=1)
+    assert model.count == 2 + 3
+
+
+def test_ctrl_c_in_a_run_within_a_run_ends_both(tmp_path: Path) -> None:
+    inner = line_trainer(callbacks=[At(on_step_end=lambda state: signal.raise_signal(signal.SIGINT))])
+    within = At(on_epoch_end=lambda state: inner.fit(some_batches(3), epochs=1))
+    outer = line_trainer(callbacks=[within])
+    with pytest.raises(KeyboardInterrupt):
+        outer.fit(some_batches(2), epochs=3)
+    assert (inner.state.progress.batch, outer.state.progress.step) == (1, 2)
 
 
 def test_fit_in_a_thread_saves_and_leaves_the_handlers_alone(tmp_path: Path) -> None:

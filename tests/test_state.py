@@ -307,3 +307,43 @@ def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) ->
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert resolve_device("auto").type == expected
     assert resolve_device(torch.device("cpu")) == resolve_device("cpu") == torch.device("cpu")
+
+
+# What a callback cannot write.
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "device", "progress"])
+def test_what_the_loop_holds_cannot_be_replaced(state: State, name: str) -> None:
+    before = getattr(state, name)
+    with pytest.raises(ConfigError, match=f"state.{name} cannot be replaced"):
+        setattr(state, name, copy.copy(before))
+    assert getattr(state, name) is before
+
+
+@pytest.mark.parametrize("reason", [True, 1, "", ["enough"]])
+def test_a_reason_to_stop_that_is_no_words_is_refused_however_it_is_given(state: State, reason: Any) -> None:
+    with pytest.raises(ConfigError, match="must be words"):
+        state.stop_reason = reason
+    with pytest.raises(ConfigError, match="must be words"):
+        state.stop(reason)
+
+
+def test_a_state_may_be_copied_and_its_copy_guards_itself_too(state: State) -> None:
+    twin = copy.deepcopy(state)
+    assert twin.progress == state.progress
+    assert twin.model is not state.model
+    with pytest.raises(ConfigError, match="cannot be replaced"):
+        twin.progress = Progress()
+
+
+@pytest.mark.parametrize("hook", ["on_batch_start", "on_step_end", "on_eval_end", "on_epoch_end"])
+def test_a_callback_that_writes_to_the_count_of_epochs_is_told_how_to_end_a_run(hook: str) -> None:
+    def write(state: State, *_: object) -> None:
+        state.progress.epoch = 100
+
+    hooks: dict[str, Any] = {hook: write}
+    trainer = line_trainer(callbacks=[At(**hooks)])
+    with pytest.raises(ConfigError, match="set to 100, where the loop has counted") as caught:
+        trainer.fit(ragged(2), ragged(2), epochs=3)
+    assert "state.stop(reason)" in caught.value.fix
+    assert trainer.state.progress.epoch < 2

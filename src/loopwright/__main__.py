@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loopwright.checkpoint import MANIFEST, MODEL, Contents, list_checkpoints, read_checkpoint
 from loopwright.doctor import as_text, examine
-from loopwright.errors import CheckpointError, LoopwrightError
+from loopwright.errors import CheckpointError, LoopwrightError, advise
 from loopwright.explain_command import MisnamedError, check_writable, find_trainer, write
 from loopwright.plain import encode
 
@@ -75,6 +75,7 @@ def _inspect(options: argparse.Namespace) -> int:
             found = _summary(path, read_checkpoint(path))
         except CheckpointError as error:
             code = 1
+            advise(error, "an older checkpoint of the run, or a copy of this one from a backup")
             if options.json:
                 print(json.dumps({"path": str(path), "whole": False, "error": str(error)}))
             else:

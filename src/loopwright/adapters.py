@@ -105,6 +105,12 @@ def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
     if not saved["state"].keys() <= set(range(len(parameters))):
         raise _other("optimizer", f"it keeps something for a parameter that is not one of the {len(parameters)}")
     for own, theirs in zip(own_groups, groups, strict=True):
+        if (found := _class_of(theirs)) not in (None, type(optimizer).__name__) and _known(own) != _known(theirs):
+            raise CheckpointError(
+                "the checkpoint is of another optimizer",
+                why=f"its settings are those of {found}, and this one is {type(optimizer).__name__}",
+                fix=f"{found}, or load_weights(path, model) and no resume, to begin a new run with the old weights",
+            )
         for key in own.keys() & theirs.keys() - {"params"}:
             if not alike(own[key], theirs[key]):
                 raise _other("optimizer", f"its setting {key} is of another kind")
@@ -123,6 +129,54 @@ def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
                         samples[of] = _sample(optimizer, own, theirs, parameter)
                     _check_kept(optimizer, samples[of], parameter, kept)
                 number += 1
+
+
+_OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+
+
+def _known(group: Mapping[str, Any]) -> set[str]:
+    """The names of a group's settings, without those that schedules add, and flags that come and go with versions."""
+    return {key for key in group if key not in _OF_SCHEDULES | _FAST_PATHS | {"params", "maximize"}}
+
+
+def _class_of(group: Mapping[str, Any]) -> str | None:
+    """Which of torch's optimizers has settings of these names, where just one has."""
+    found = []
+    for name, kind in vars(torch.optim).items():
+        if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer:
+            of_kind = kind([nn.Parameter(torch.zeros(1, 1))]).defaults  # type: ignore[call-arg]  # all have defaults
+            same = _known(of_kind) == _known(group)
+            if same and of_kind.get("decoupled_weight_decay") == group.get("decoupled_weight_decay"):
+                found.append(name)
+    return found[0] if len(found) == 1 else None
+
+
+def settings_of(optimizer: Optimizer, scheduler: LRScheduler | None) -> dict[str, Any]:
+    """What the user has set of both, by names for a message, without what a schedule moves as the run goes on."""
+    found: dict[str, Any] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        moved = {"params"} if scheduler is None else {"params", "lr"}
+        moved |= {"momentum", "betas"} if "max_momentum" in group else set()
+        of = f" of group {number}" if len(optimizer.param_groups) > 1 else ""
+        found |= {f"{key}{of}": value for key, value in group.items() if key not in moved}
+    if scheduler is not None:
+        state = scheduler.state_dict()
+        given = inspect.signature(type(scheduler)).parameters.keys() & state.keys() - {"optimizer", "last_epoch"}
+        found |= {f"the schedule's {key}": state[key] for key in sorted(given)}
+    plain = {name: float(v) if isinstance(v, Tensor) and v.numel() == 1 else v for name, v in found.items()}
+    return {name: _plainly(value) for name, value in plain.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, collections.Counter))
+
+
+def _plainly(value: Any) -> Any:
+    if isinstance(value, collections.Counter):
+        return sorted(value.elements())
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _positions(sizes: list[int]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
@@ -16,6 +17,7 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
 )
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from loopwright.data import Loader
 from loopwright.errors import ConfigError, DataError
@@ -34,7 +36,7 @@ from loopwright.fetching import (
 from loopwright.layout import Layout, layout_of
 from loopwright.randomness import RandomState, generators_of
 from loopwright.schedule import Every, check_count
-from loopwright.state import Plan
+from loopwright.state import Plan, Progress
 from loopwright.step import describe
 
 T = TypeVar("T")
@@ -114,13 +116,19 @@ def plan_fit(
     *,
     accumulate: int,
     clip_norm: float | None = None,
+    preflight: bool = False,
+    progress: Progress | None = None,
 ) -> Plan:
-    """The plan of a fit, from its arguments.
+    """The plan of a fit, from its arguments, and from how far the run has come, where that is known before it begins.
 
     Raises:
         ConfigError: There is no target, or the data is no loader.
-        DataError: The data is empty, and says so.
+        DataError: The data is empty, and says so, or can be read once and is needed again.
     """
+    if not isinstance(preflight, bool):
+        raise ConfigError(
+            f"preflight is {preflight!r}", why="it must be True or False", fix="preflight=True, to look before training"
+        )
     for name, target in (("epochs", epochs), ("steps", steps)):
         if target is not None:
             check_count(name, target)
@@ -142,10 +150,62 @@ def plan_fit(
     if length_of(train) == 0:
         raise no_batches("the training data", train)
     if val is None:
-        return Plan(epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm)
-    if length_of(val) == 0:
-        raise no_batches("the validation data", val)
-    return Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm)
+        plan = Plan(epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm)
+    else:
+        if length_of(val) == 0:
+            raise no_batches("the validation data", val)
+        plan = Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm)
+    if progress is not None and (isinstance(train, Iterator) or isinstance(val, Iterator)):
+        check_passes(plan, progress, train, val)
+    return plan
+
+
+_ENDLESS = (itertools.cycle, itertools.count, itertools.repeat)
+
+
+def read_once(data: object) -> bool:
+    """Whether data is certain to be at its end after one pass: an iterator of Python's own, or of a DataLoader's.
+
+    An iterator of a class of the user's may begin anew.
+    """
+    pythons = type(data).__module__ in ("builtins", "itertools") and not isinstance(data, _ENDLESS)
+    return isinstance(data, Iterator) and (pythons or isinstance(data, _BaseDataLoaderIter))
+
+
+def check_passes(plan: Plan, progress: Progress, train: object, val: object) -> None:
+    """Raise DataError where data that can be read once is certain to be needed again: a target is the only one."""
+    passes = 1 if plan.epochs is None or plan.steps is not None else plan.epochs - progress.epoch
+    for name, data, needed in (
+        ("training", train, passes if read_once(train) else 1),
+        ("validation", val, _validations(plan, progress) if read_once(val) else 1),
+    ):
+        if needed > 1:
+            raise DataError(
+                f"the {name} data can be read once, and is needed {needed} times",
+                why=f"it is an iterator ({type(data).__name__}), and at its end after one pass",
+                fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
+            )
+
+
+def _validations(plan: Plan, progress: Progress) -> int:
+    """How many validations there will be at least, unless a callback stops the run."""
+    every = plan.validate
+    if every is None:
+        return 0
+    each = None if plan.batches is None else -(-plan.batches // plan.accumulate)  # steps of an epoch
+    counts = []
+    for epochs, steps in ((plan.epochs, None), (None, plan.steps)):
+        if epochs is not None and steps is None and each is not None:
+            steps = progress.step + (epochs - progress.epoch) * each - (each if progress.batch else 0)
+        elif steps is not None and each is not None:
+            epochs = progress.epoch + (steps - progress.step) // each
+        if every.epochs is not None and epochs is not None:
+            counts.append(epochs // every.epochs - progress.epoch // every.epochs)
+        elif every.steps is not None and steps is not None:
+            counts.append(steps // every.steps - progress.step // every.steps)
+        elif epochs is not None or steps is not None:
+            counts.append(0)  # who can tell
+    return min(counts)
 
 
 class EpochData:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch", default=Any)
 
+TWICE = "backward through the graph a second time"  # torch's words
+WHY_TWICE = (
+    "the trainer calls backward on the loss that a step returns: a step that calls it itself leaves no graph for that, "
+    "and what a step keeps for the next batch, such as a hidden state, has to be detached"
+)
+
 logger: logging.Logger = logging.getLogger("loopwright")
 
 
@@ -185,6 +191,8 @@ class Hooks(Callback[Any]):
             )
             if (origin := _origin(error, self._callbacks)) is not None:
                 error.add_note(f"raised by {_name(origin[0])} in its hook {origin[1]}")
+            if isinstance(error, RuntimeError) and TWICE in str(error):
+                error.add_note(WHY_TWICE)
         failed = self._unwind(error)
         if error is None and failed is not None:
             raise failed

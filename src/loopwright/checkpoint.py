@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, TypeAlias, TypedDict
 import torch
 from torch import Tensor, nn
 
-from loopwright.errors import CheckpointError, LockedError, SaveError
+from loopwright.errors import CheckpointError, LockedError, SaveError, advise
 from loopwright.forms import Count, check_form
 from loopwright.plain import MAX_JSON_BYTES, check_amount, decode, encode, from_json, to_json
 from loopwright.weights import plain_module
@@ -333,7 +333,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         is_folder = stat.S_ISDIR(os.lstat(folder).st_mode)
         entries = set(os.listdir(folder)) if is_folder else set()
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} cannot be read", why=str(error)) from error
+        raise CheckpointError(
+            f"{folder} cannot be read",
+            why=str(error),
+            fix="the path of a checkpoint, such as runs/line/step-000000120, as latest_checkpoint(folder) returns it",
+        ) from error
     if not is_folder:
         raise CheckpointError(f"{folder} is no folder", fix="give a checkpoint's folder, such as step-000000120")
     if entries != {MANIFEST, *FILES}:
@@ -341,6 +345,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{folder} is a folder of checkpoints, and not one of them",
                 fix=f'resume="auto", or the path of one: latest_checkpoint({str(folder)!r})',
+            )
+        if entries.isdisjoint({MANIFEST, *FILES}):
+            raise CheckpointError(
+                f"{folder} holds no checkpoints, and is none",
+                why="it is empty" if not entries else "nothing in it is of one",
+                fix="the folder that Checkpoint was given, or one of those in it, such as step-000000120",
             )
         wrong = map(ascii, sorted(entries ^ {MANIFEST, *FILES}))
         raise CheckpointError(
@@ -556,11 +566,16 @@ def load_weights(path: PathLike, model: nn.Module, *, strict: bool = True) -> No
         )
     folder = Path(path)
     model = plain_module(model)
-    weights: dict[str, Any] = dict(
-        _read_tensors(_read_file(folder / MODEL, read_manifest(folder)["files"][MODEL]), folder / MODEL)
-    )
-    if model.state_dict().keys() - weights.keys():  # what safetensors cannot hold is with the rest of the state
-        state = read_checkpoint(folder).state
+    try:
+        weights: dict[str, Any] = dict(
+            _read_tensors(_read_file(folder / MODEL, read_manifest(folder)["files"][MODEL]), folder / MODEL)
+        )
+        lacks = model.state_dict().keys() - weights.keys()  # what safetensors cannot hold is with the rest of the state
+        state = read_checkpoint(folder).state if lacks else None
+    except CheckpointError as error:
+        advise(error, "another checkpoint: latest_checkpoint(folder) gives the newest that is whole")
+        raise
+    if lacks:
         extra = state.get("model", {}).get("extra") if isinstance(state, dict) else None
         weights |= extra if isinstance(extra, dict) else {}
     before = {

@@ -29,6 +29,12 @@ def resolve_device(device: torch.device | str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         found = torch.device(device)
+        if found.type == "meta":
+            raise ConfigError(
+                f"device={device!r} cannot be trained on",
+                why="its tensors have shapes, and no values",
+                fix='device="auto" takes the best of "cuda", "mps" and "cpu" that there is',
+            )
         # An index makes "cuda" comparable with the device of a tensor, which always has one.
         if found.type == "cuda" and found.index is None:
             found = torch.device("cuda", torch.cuda.current_device())

@@ -45,8 +45,7 @@ class LoopwrightError(Exception):
         self.what: str = what
         self.why: str = why
         self.fix: str = fix
-        lines = [f"[{self.id}] {what}", why and f"  why: {why}", fix and f"  fix: {fix}"]
-        super().__init__("\n".join(line for line in lines if line))
+        super().__init__(_composed(self))
 
     def __reduce__(self) -> tuple[object, ...]:
         # The message is composed by __init__; composing it a second time on unpickling would nest it.
@@ -57,6 +56,11 @@ class LoopwrightError(Exception):
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would show the repr of its message
+
+
+def _composed(error: LoopwrightError) -> str:
+    lines = [f"[{error.id}] {error.what}", error.why and f"  why: {error.why}", error.fix and f"  fix: {error.fix}"]
+    return "\n".join(line for line in lines if line)
 
 
 def _rebuild(kind: type[LoopwrightError], args: tuple[object, ...]) -> LoopwrightError:
@@ -333,6 +337,13 @@ class LockedError(LoopwrightError):
     """
 
     id = "locked"
+
+
+def advise(error: LoopwrightError, fix: str, *, instead: bool = False) -> None:
+    """Give an error a fix, where it has none yet, or in place of the one that it has."""
+    if instead or not error.fix:
+        error.fix = fix
+        error.args = (_composed(error),)
 
 
 def nearest(name: str, names: Iterable[str], *, called: Mapping[str, str] | None = None) -> str:

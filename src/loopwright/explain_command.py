@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -37,14 +38,15 @@ def find_trainer(named: str) -> Trainer[Any, Any]:
     """
     module_name, colon, path = named.partition(":")
     if not (colon and module_name and path):
-        raise MisnamedError(f"{named!r} is not MODULE:OBJECT", fix="for example my_script:make_trainer")
+        raise MisnamedError(f"{named!r} is not MODULE:OBJECT", fix=_objects(named))
     _refuse_path(module_name, path)
     with contextlib.redirect_stdout(sys.stderr):
         found = _import(module_name)
         for name in path.split("."):
             if not hasattr(found, name):
                 owner = getattr(found, "__name__", type(found).__name__)
-                raise MisnamedError(f"{owner} has no attribute {name!r}", fix=nearest(name, _candidates(found)))
+                fixes = (nearest(name, _candidates(found)), _trainers(sys.modules[module_name]))
+                raise MisnamedError(f"{owner} has no attribute {name!r}", fix=" ".join(filter(None, fixes)))
             found = getattr(found, name)
         made_by = found
         if not isinstance(found, Trainer) and callable(found):
@@ -141,10 +143,32 @@ def _modules_near(name: str) -> Iterator[str]:
         yield from (module.name for module in pkgutil.iter_modules([str(folder)], f"{package}."))
 
 
+def _objects(named: str) -> str:
+    """What to name, where no object was named: what the module holds, if there is one, or an example."""
+    name = named.removesuffix(":")
+    with contextlib.suppress(MisnamedError, ValueError, ImportError):  # then there is no such module to look into
+        if ":" not in name and importlib.util.find_spec(name) is not None:
+            with contextlib.redirect_stdout(sys.stderr):
+                module = _import(name)
+            return _trainers(module) or f"{name}:make_trainer, a function that returns one"
+    return "for example my_script:make_trainer"
+
+
 def _trainers(module: Any) -> str:
-    """The trainers that a module does hold."""
-    names = [name for name, value in vars(module).items() if isinstance(value, Trainer)]
-    return f"{module.__name__}:{names[0]} is one" if names else ""
+    """The trainers that a module does hold, and its own functions that can be called and promise one."""
+    names = [name for name, value in vars(module).items() if isinstance(value, Trainer) or _makes_one(module, value)]
+    first, *others = [f"{module.__name__}:{name}" for name in names] or [""]
+    more = f", and so {'are' if others[1:] else 'is'} {', '.join(others[:8])}{', ...' if others[8:] else ''}"
+    return f"{first} is one{more if others else ''}" if first else ""
+
+
+def _makes_one(module: Any, value: Any) -> bool:
+    if not inspect.isfunction(value) or value.__module__ != module.__name__:
+        return False
+    returns = value.__annotations__.get("return", "")
+    promises = "Trainer" in (returns if isinstance(returns, str) else repr(returns)) or "trainer" in value.__name__
+    parameters = inspect.signature(value).parameters.values()
+    return promises and all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
 def write(path: Path, text: str) -> None:

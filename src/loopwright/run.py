@@ -332,14 +332,21 @@ class Run:
         check_form(state, _Saved)
         saved = cast("_Saved", state)
         self._check_model(weights, saved["model"])
+        for name, here in (("schedule", self.schedule), ("plateau", self.plateau)):
+            if (here is None) != (state[name] is None):
+                called = {"schedule": "schedule", "plateau": "monitored schedule"}[name]
+                is_new = state[name] is None
+                raise CheckpointError(
+                    f"this trainer has a {called}, and the checkpoint has none: it is new"
+                    if is_new
+                    else f"the checkpoint has a {called}, and this trainer has none: it is gone",
+                    why="a resume goes on with the run as it was, its learning rates included",
+                    fix=f"{'no schedule=, as it' if is_new else 'the schedule= that it'} was saved with; or "
+                    "load_weights(path, model) and no resume, to begin a new run with the old weights",
+                )
         check_optimizer(self.state.optimizer, saved["optimizer"])
         if [_facts("", value) for value in saved["beside"]] != [_facts("", value) for value in _beside(self.state)]:
             raise CheckpointError("the optimizer holds other parameters beside the model's than the checkpoint does")
-        for name, here in (("schedule", self.schedule), ("plateau", self.plateau)):
-            if (here is None) != (state[name] is None):
-                where = "the checkpoint" if here is None else "this trainer"
-                what = {"schedule": "a schedule", "plateau": "a monitored schedule"}
-                raise CheckpointError(f"only {where} has {what[name]}")
         if self.schedule is not None:
             check_schedule(self.schedule.lr_scheduler, saved["schedule"])
         if self.scaler is not None and saved["scaler"] is not None:

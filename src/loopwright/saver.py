@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 import logging
@@ -229,11 +230,22 @@ def _made(folder: Path) -> list[Path]:
     """Make the folder with its parents; those in which one was made, and which are not durable yet."""
     with SaveError.on(folder):
         missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+        there = (folder, *folder.parents)[len(missing)]
+        if not there.is_dir():
+            raise _no_folder(folder, there)
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
-        if not folder.is_dir():
-            raise NotADirectoryError(20, "Not a directory", str(folder))
     return [path.parent for path in reversed(missing)]
+
+
+def _no_folder(folder: Path, there: Path) -> SaveError:
+    error = SaveError(
+        f"{there} is a file, and checkpoints go into a folder" + ("" if there == folder else f", {folder}"),
+        why="a file of that name is in the way of the folder",
+        fix=f"Checkpoint({f'{folder}-checkpoints'!r}), or another name" if there == folder else "another path",
+    )
+    error.errno, error.strerror, error.filename = errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)
+    return error
 
 
 def _numbered(folder: Path) -> Path:

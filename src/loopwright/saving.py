@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self, TypeVar
 import torch
 from torch import Tensor
 
-from loopwright.adapters import plain_state
+from loopwright.adapters import plain_state, settings_of
 from loopwright.batches import EpochData, length_of
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.checkpoint import (
@@ -24,7 +24,7 @@ from loopwright.checkpoint import (
     read_checkpoint,
     read_manifest,
 )
-from loopwright.errors import CheckpointError, ConfigError
+from loopwright.errors import CheckpointError, ConfigError, advise
 from loopwright.guard import Guard
 from loopwright.plain import encode
 from loopwright.randomness import RandomState
@@ -48,12 +48,18 @@ class Saving:
 
     Attributes:
         active: Whether there is anywhere to save to.
+        obeyed: Whether a signal has ended the fit between two batches.
+        signals: Those that ask for a stop. Without a checkpoint to save into, Ctrl-C still ends a run between two
+            batches, so that the next fit can go on from there.
     """
 
     def __init__(self, run: Run, checkpoints: Sequence[Checkpoint], guard: Guard, *, checked: bool) -> None:
         self._run, self._checkpoints, self._guard, self._checked = run, checkpoints, guard, checked
         self._savers: list[Saver] = []
-        self._signals = Signals()
+        self.signals: Signals = Signals(saves=bool(checkpoints))
+        self.obeyed: bool = False
+        self._at_work = False  # while a fit runs
+        self._workers = False  # whether its loaders have any, which get a signal to the process group too
         self._by_steps = any(checkpoint.every.steps is not None for checkpoint in checkpoints)
         self._has_room = False  # all of the savers have it
         self.active: bool = bool(checkpoints)  # whether there is anywhere to save to
@@ -89,9 +95,9 @@ class Saving:
         try:
             for checkpoint in self._checkpoints:
                 self._savers.append(Saver(checkpoint.folder, checkpoint.keep))  # one by one: each holds a lock
-            if self._checkpoints:
-                self._signals.__enter__()
-                self._run.data.asked = lambda: self.asked
+            self.signals.__enter__()
+            self._run.data.asked = lambda: self.asked
+            self._at_work = True
         except BaseException:
             self._close()
             raise
@@ -100,7 +106,8 @@ class Saving:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._signals.__exit__(kind, error, trace)
+        self.signals.__exit__(kind, error, trace)
+        self._at_work = False
         self._close()
         self._run.data.attend(None, None)  # nothing holds the data after the call
         self._run.data.asked = lambda: False
@@ -129,9 +136,10 @@ class Saving:
                 path, contents, refused = _newest(self._checkpoints[0].folder)
         elif resume is not None:
             path = Path(resume).absolute()
-            contents = _named(path)
+            contents = _named(resume, path)
             path = self._listed(path)
         self._run.data.attend(train, val)
+        self._workers = bool(getattr(train, "num_workers", 0) or getattr(val, "num_workers", 0))
         if path is not None:
             self._restore(path, contents, refused, train, val)
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
@@ -161,6 +169,8 @@ class Saving:
 
     def _restore(self, path: Path, contents: Contents, refused: Mapping[Path, str], train: object, val: object) -> None:
         run = self._run
+        scheduler = None if run.schedule is None else run.schedule.lr_scheduler
+        given = settings_of(run.state.optimizer, scheduler)
         run.load_state_dict(contents.weights, contents.state, train, val)
         RandomState.from_state_dict(contents.state["random"]).restore(run.data.generators())
         for checkpoint, saver in zip(self._checkpoints, self._savers, strict=True):
@@ -180,6 +190,13 @@ class Saving:
         if there - here:
             gone = _shown(", ".join(sorted(there - here)))
             sentences.append(f"in the checkpoint, but not in the list of callbacks: {gone}")
+        taken = settings_of(run.state.optimizer, scheduler)
+        if changed := [name for name in given if name in taken and not _equal(given[name], taken[name])]:
+            named = [f"{name} {_shown(taken[name])} (given: {_shown(given[name])})" for name in changed[:8]]
+            sentences.append(
+                f"settings that are the checkpoint's, and not those given: {', '.join(named)}"
+                + (", ..." if changed[8:] else "")
+            )
         for name, loader in (("", train), ("in the validation data, ", val)):
             if loader is not None and (why := EpochData.inexact(loader)):
                 sentences.append(f"perhaps not exact: {name}{why}")
@@ -212,7 +229,7 @@ class Saving:
 
     def at_step(self) -> None:
         """Obey, if there is something to, and save where this optimizer step is due."""
-        if self._signals.asked is not None:
+        if self.signals.asked is not None:
             self.obey()
         for saver in self._savers:
             saver.check()
@@ -252,25 +269,27 @@ class Saving:
     @property
     def asked(self) -> bool:
         """Whether a signal has asked for the run to save itself and end."""
-        return self._signals.asked is not None
+        return self.signals.asked is not None
 
     def until_asked(self, batches: Iterable[T]) -> Iterable[T]:
         """The batches; their loader's failure is their end where a signal has asked for a stop.
 
-        A signal to the whole process group reaches the loader's workers, too, and they do not survive it.
+        A signal to the whole process group reaches the loader's workers, too, and they do not survive it. Nor does a
+        pass over batches that are done go on to its end.
         """
-        return self._until_asked(batches) if self._savers else batches
+        watched = self._savers or self._workers or self._run.state.progress.batch
+        return self._until_asked(batches) if self._at_work and watched else batches
 
     def _until_asked(self, batches: Iterable[T]) -> Iterator[T]:
         watched = False
         try:
             for batch in batches:
                 if not watched:
-                    self._signals.watch_workers()
+                    self.signals.watch_workers()
                     watched = True
                 yield batch
         except Exception:
-            if not self._signals.soon():
+            if not self.signals.soon():
                 raise
 
     def heed(self) -> None:
@@ -280,19 +299,30 @@ class Saving:
 
     def obey(self) -> NoReturn:
         """Save, and end as the signal has asked."""
+        self.obeyed = True
+        self._guard.look(self._run.state)
         self.at_end()
         self._leave()
 
     def _leave(self) -> NoReturn:
+        if not self._checkpoints:
+            progress = self._run.state.progress
+            logger.info(
+                "interrupted in epoch %d after %d batches, step %d; fit, called again, goes on from there",
+                progress.epoch + 1,
+                progress.batch,
+                progress.step,
+            )
+            raise self.signals.ending or KeyboardInterrupt
         saved = [path for checkpoint in self._checkpoints if (path := latest_checkpoint(checkpoint.folder)) is not None]
         logger.warning(
             '%s: the run is saved in %s; the same call with resume="auto", or that path, goes on from there',
-            "SIGTERM" if self._signals.asked is signal.SIGTERM else "interrupted",
+            "SIGTERM" if self.signals.asked is signal.SIGTERM else "interrupted",
             " and ".join(map(str, saved)),
         )
-        if self._signals.ending is not None:
-            raise self._signals.ending
-        if self._signals.asked is signal.SIGTERM:
+        if self.signals.ending is not None:
+            raise self.signals.ending
+        if self.signals.asked is signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
 
@@ -326,19 +356,27 @@ def _shown(text: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in str(text)[:200])
 
 
+def _equal(one: object, other: object) -> bool:
+    return one == other or (one != one and other != other)  # NaN
+
+
 def _batches(length: int | None) -> str:
     return "no length" if length is None else f"{length} batches"
 
 
-def _named(path: Path) -> Contents:
+def _named(resume: str | os.PathLike[str], path: Path) -> Contents:
     """What the checkpoint holds that somebody has asked for by its path: that one, or an error."""
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
-        others = (
-            f'python -m loopwright inspect {path.parent} says which are whole; resume="auto" takes the newest of them'
-        )
-        raise CheckpointError(error.what, why=error.why, fix=error.fix or others) from error
+        if path.is_dir():
+            which = f"python -m loopwright inspect {path.parent} says which are whole"
+            advise(error, f'{which}; resume="auto" takes the newest of them')
+        elif "best" in str(resume) and not os.path.lexists(path):
+            advise(error, "resume=best_checkpoint(folder), the path of the best one", instead=True)
+        elif not os.path.lexists(path) and not os.path.dirname(resume):
+            advise(error, 'did you mean resume="auto"? else the path of one checkpoint', instead=True)
+        raise
 
 
 def _newest(folder: Path) -> tuple[Path | None, Contents, dict[Path, str]]:

@@ -36,7 +36,7 @@ class Settings:
     on_nonfinite: NonFinitePolicy = "raise"
 
     def __post_init__(self) -> None:
-        check_choice("precision", self.precision, get_args(Precision))
+        check_precision(self.precision)
         check_choice("on_nonfinite", self.on_nonfinite, get_args(NonFinitePolicy))
         check_count("accumulate", self.accumulate)
         clip, seed = self.clip_norm, self.seed
@@ -89,6 +89,72 @@ class Settings:
                     "a scaled loss or a skipped step has no meaning there",
                     fix="leave that setting at its default, or choose an optimizer without a closure",
                 )
+
+    def doubts(self, model: nn.Module, optimizer: Optimizer, loss: object, step: object, *, closure: bool) -> list[str]:
+        """What can be meant, and seldom is, in words for a warning.
+
+        Args:
+            model: What is trained.
+            optimizer: What trains it.
+            loss: The loss function, where the step is made of one.
+            step: The user's step, where there is one.
+            closure: Whether the optimizer needs a closure.
+        """
+        found, name = [], type(optimizer).__name__
+        if self.accumulate > 1 and getattr(loss, "reduction", None) == "sum":
+            found.append(
+                f"{type(loss).__name__} has reduction='sum', and accumulate is {self.accumulate}: the gradient of a "
+                "window is the weighted mean of its batches' gradients, as for losses that are means, and not their "
+                "sum; with reduction='mean' it is that of one large batch"
+            )
+        if self.clip_norm is not None and closure:
+            found.append(
+                f"clip_norm={self.clip_norm:g} with {name}: it takes the clipped gradients for those of the loss, and "
+                "what it concludes from them about the loss's shape is wrong; its own bounds are lr and "
+                "line_search_fn='strong_wolfe'"
+            )
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        known = {id(p) for p in model.parameters()} | held
+        for owner in modules_of(loss, step):
+            missing = [n for n, p in owner.named_parameters() if p.requires_grad and id(p) not in known]
+            called = "loss" if owner is loss else "step"
+            if missing:
+                found.append(
+                    f"{name} does not hold {', '.join(missing[:5])} of {type(owner).__name__}, and no step will change "
+                    f"{'them' if missing[1:] else 'it'}: {name}([*model.parameters(), *{called}.parameters()], ...) "
+                    "would"
+                )
+        return found
+
+
+def modules_of(*parts: object) -> list[nn.Module]:
+    """Those of the parts that are modules, or methods of one, each once."""
+    owners = [owner for part in parts for owner in (part, getattr(part, "__self__", None))]
+    return list({id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values())
+
+
+_MEANT = {
+    **dict.fromkeys(("16", "16-mixed", "16-true", "float16", "half", "torch.float16", "mixed_float16"), "fp16"),
+    **dict.fromkeys(("bf16-mixed", "bf16-true", "bfloat16", "torch.bfloat16", "mixed_bfloat16"), "bf16"),
+    **dict.fromkeys(("32", "32-true", "float32", "float", "torch.float32", "no"), "fp32"),
+}  # what other libraries, and torch, call them
+
+
+def check_precision(value: object) -> None:
+    """Raise ConfigError unless it is a precision of ours."""
+    choices = get_args(Precision)
+    if value in choices:
+        return
+    called = str(value).lower()
+    close = nearest(called, choices) if not re.search(r"8|64|double", called) else ""
+    raise ConfigError(
+        f"precision is {value!r}",
+        why=f"it must be one of {', '.join(map(repr, choices))}",
+        fix=f"precision={_MEANT[called]!r}"
+        if called in _MEANT
+        else close
+        or "'bf16' and 'fp16' run the step under autocast; 'fp32' leaves model and data in the formats that they have",
+    )
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
@@ -211,6 +277,17 @@ def check_model(model: object, optimizer: object) -> None:
             f"the optimizer is the class {optimizer.__name__}",
             why="it does not know yet which parameters are its own",
             fix=f"{optimizer.__name__}(model.parameters(), lr=...), an instance of it",
+        )
+    several = list(optimizer.values()) if isinstance(optimizer, Mapping) else optimizer
+    if isinstance(several, (list, tuple)) and several and all(isinstance(one, Optimizer) for one in several):
+        kind = type(several[0]).__name__
+        raise ConfigError(
+            f"the optimizer is {describe(optimizer)}",
+            why="a run has one optimizer; several in one run are not supported",
+            fix=f"Trainer(model, optimizer, ...), the {kind} itself"
+            if len(several) == 1
+            else f"one {kind} with a parameter group for each part, {kind}([{{'params': ..., 'lr': ...}}, ...]); for "
+            "updates in turn, as of a GAN, a loop by hand",
         )
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, taken note of while a run can save itself."""
+"""Ctrl-C, and SIGTERM where a run can save itself, taken note of until the batch in hand is finished."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 _ASKED = (signal.SIGTERM, signal.SIGINT)
+_CTRL_C = (signal.SIGINT,)
 _ON_ITS_WAY = 0.2  # seconds within which a signal to a whole group reaches this process, too
 
 
@@ -21,12 +22,18 @@ class Signals:
     process group kills a loader's workers too; what is raised about their death is held back where a stop is asked
     for.
 
+    Args:
+        saves: Whether the run can save itself. Else SIGTERM ends the process as it would without a trainer, and Ctrl-C
+            is taken note of only where it would have raised a KeyboardInterrupt in the midst of a batch: by Python's
+            own handler, or by that of a run around this one.
+
     Attributes:
         asked: The signal that asked for a stop, or None.
         ending: What a handler that was there before has raised: what the run is to end with in place of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, saves: bool) -> None:
+        self._saves = saves
         self.asked: signal.Signals | None = None
         self.ending: BaseException | None = None
         self._owner = os.getpid()
@@ -34,10 +41,11 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in _ASKED:
+            for number in _ASKED if self._saves else _CTRL_C:
                 before = signal.getsignal(number)
+                ours = before is signal.default_int_handler or isinstance(getattr(before, "__self__", None), Signals)
                 # None: it was installed by other than python, and could not be put back. What is ignored stays so.
-                if before is not None and before is not signal.SIG_IGN:
+                if before is not None and before is not signal.SIG_IGN and (self._saves or ours):
                     self._before[number] = before
                     signal.signal(number, self._ask)
         return self

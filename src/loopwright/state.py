@@ -300,6 +300,21 @@ class State(Generic[Model_co]):
     # A misspelt attribute, or one of another library's such as should_stop, is an error and not ignored.
     __slots__ = ("device", "metrics", "model", "optimizer", "plan", "progress", "stage", "stop_reason")
 
+    if not TYPE_CHECKING:  # a checker that saw it would let any name be written to
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name in _NEVER_REPLACED and hasattr(self, name):
+                raise ConfigError(
+                    f"state.{name} cannot be replaced",
+                    why="the loop and other callbacks hold what is there, and would go on with that",
+                    fix="change it in place, or make a new Trainer"
+                    if name in ("model", "optimizer")
+                    else "read it only",
+                )
+            if name == "stop_reason" and value is not None:
+                _check_reason(value)
+            object.__setattr__(self, name, value)
+
     def __init__(self, model: Model_co, optimizer: Optimizer, device: torch.device) -> None:
         self.model: Model_co = model
         self.optimizer: Optimizer = optimizer
@@ -333,11 +348,28 @@ class State(Generic[Model_co]):
         Raises:
             ConfigError: The reason is not a string, or is empty.
         """
-        if not isinstance(reason, str) or not reason:
-            raise ConfigError(
-                f"the reason to stop is {reason!r}, and must be words", fix='state.stop("loss is low enough")'
-            )
+        _check_reason(reason)
         self.stop_reason = self.stop_reason or reason
+
+
+_NEVER_REPLACED = {"model", "optimizer", "device", "progress"}
+
+
+def _check_reason(reason: object) -> None:
+    if not isinstance(reason, str) or not reason:
+        raise ConfigError(
+            f"the reason to stop is {reason!r}, and must be words", fix='state.stop("loss is low enough")'
+        )
+
+
+def written_to(progress: Progress, counted: int) -> ConfigError:
+    """The error for a count of epochs that was changed by somebody else than the loop; it is put right."""
+    written, progress.epoch = progress.epoch, counted
+    return ConfigError(
+        f"state.progress.epoch was set to {written!r}, where the loop has counted {counted}",
+        why="the loop counts; targets, records and checkpoints rely on it",
+        fix="state.stop(reason) ends a run",
+    )
 
 
 def scalar(name: str, value: object) -> float | Tensor:

@@ -277,11 +277,15 @@ def check_loss(loss: object) -> None:
     """Raise ConfigError unless it is one real floating number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         what = f"{describe(loss)} and {loss.dtype}" if isinstance(loss, Tensor) else describe(loss)
+        whole = isinstance(loss, Tensor) and not loss.is_floating_point()
         raise ConfigError(
             f"the loss is {what}",
             why="backward starts from one real number"
             + ("" if isinstance(loss, Tensor) else ", a tensor that knows what it was computed from"),
-            fix='take its mean(), or build the loss function with reduction="mean"'
+            fix="compute it from the model's output as it is, for neither whole numbers nor booleans have a gradient; "
+            "targets.float(), where the loss takes them as numbers"
+            if whole
+            else 'take its mean(), or build the loss function with reduction="mean"'
             if isinstance(loss, Tensor)
             else "return the tensor that the loss was computed as, without .item(), float() or numpy()",
         )

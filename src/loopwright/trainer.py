@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import logging
 import math
@@ -18,7 +19,7 @@ from typing_extensions import TypeVar
 
 from loopwright.arguments import NamedArguments
 from loopwright.averages import Averages
-from loopwright.batches import Pass, check_loader, evaluated, length_of, no_batches, plan_fit
+from loopwright.batches import Pass, check_loader, check_passes, evaluated, length_of, no_batches, plan_fit
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
@@ -38,7 +39,7 @@ from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
-from loopwright.state import Plan, Stage, State, check_name
+from loopwright.state import Plan, Stage, State, check_name, written_to
 from loopwright.step import (
     LossFn,
     Metric,
@@ -161,6 +162,11 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         self._restored_epoch: int | None = None
         self._fitted: Plan | None = None  # the latest fit's
         self._warned: set[str] = set()
+        self._doubts: Callable[[], list[str]] | None = functools.partial(
+            self._settings.doubts, model, optimizer, loss, step, closure=self._takes_closure
+        )
+        if not self._doubts():
+            self._doubts = None  # so that no fit need look
 
         # What holds while a call runs.
         self._running = False
@@ -231,23 +237,33 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
 
         Raises:
             ConfigError: No target, data that is no loader, or a check of the preflight failed.
-            DataError: The training data is empty, or a batch's size is not clear.
+            DataError: The data is empty, or can be read once and is needed again, or a batch's size is not clear.
             CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
             ShapeMismatchError: With ``loss=``, predictions and targets would broadcast.
+            KeyboardInterrupt: Ctrl-C, once the batch in hand is finished, so that another ``fit`` goes on exactly from
+                there. A second Ctrl-C raises it at once.
         """
         state = self.state
         settings = self._settings
+        restores = resume is not None and (resume != "auto" or state.progress.fresh)
         plan = plan_fit(
-            train, val, epochs, steps, validate, accumulate=settings.accumulate, clip_norm=settings.clip_norm
+            train,
+            val,
+            epochs,
+            steps,
+            validate,
+            accumulate=settings.accumulate,
+            clip_norm=settings.clip_norm,
+            preflight=preflight,
+            progress=None if restores else state.progress,
         )
         self._check_idle("train")
         self._fitted = plan
         self._run.history.catch_up(state)
-        obeyed = self._saving.asked  # a signal ended the last fit between two batches, with all as it should be
+        obeyed = self._saving.obeyed  # a signal ended the last fit between two batches, with all as it should be
         saving = self._saving = self._savers()
         saving.check(resume)
-        restores = resume is not None and (resume != "auto" or state.progress.fresh)
         if not restores and (reason := plan.reached(state.progress)) is not None:
             self._say_nothing_to_train(reason)
             return self._as_it_ended(reason)
@@ -259,6 +275,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             self._begin(keep_window=obeyed)
             try:
                 restored = saving.begin(resume, train, val)
+                if restores:
+                    check_passes(plan, state.progress, train, val)
             except BaseException:
                 for module, training in modes:
                     module.training = training
@@ -319,6 +337,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         """The rest of the present epoch, or as much of it as the targets and the callbacks allow."""
         state, progress, plan, run, saving = self.state, self.state.progress, self.state.plan, self._run, self._saving
         before, steps = (progress.step, progress.skipped), math.inf if plan.steps is None else plan.steps
+        signals, epoch = saving.signals, progress.epoch
         saves, owed = saving.active, False  # owed: the save of the last step, which waits for the epoch's validation
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
@@ -334,13 +353,14 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             except NonFiniteError as error:  # here the batch is still in hand
                 self._look_into(error, hooks, batch)
                 raise
-            if saves and saving.asked:
+            if signals.asked is not None:
                 saving.obey()
             if run.window is not None:
                 continue  # what follows waits for the window's optimizer step
             if progress.step != step:
                 if run.validation_due:
                     self._evaluate(hooks, val, "val", "val")
+                    saving.heed()
                 owed = saves and progress.batch == plan.batches
                 if saves and not owed:
                     saving.at_step()
@@ -365,6 +385,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             self._saving.heed()
         if owed:
             self._saving.at_step()
+        if progress.epoch != epoch:
+            raise written_to(progress, epoch)
         self._end_epoch(hooks, before)
 
     def _look_into(self, error: NonFiniteError, hooks: Hooks, batch: Batch) -> None:
@@ -573,6 +595,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         progress.epoch, progress.batch = number, 0
         self._run.epoch_over = False
         hooks.on_epoch_end(state)
+        if progress.epoch != number:
+            raise written_to(progress, number)
         self._run.history.finish_epoch(state)
         self._saving.at_epoch()
         all_skipped = progress.step == before[0] and progress.skipped > before[1]
@@ -586,7 +610,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
     def _begin(self, *, keep_window: bool) -> None:
         """Begin the run, or go on where the last fit ended."""
         state, settings, model = self.state, self._settings, self.state.model
-        state.stop_reason = None
+        if state.stop_reason is not None:
+            state.stop_reason = None
         if (window := self._run.window) is not None and not keep_window:  # an error left it open
             if window is not self._single:  # its batches made no step, and get their turn again
                 state.progress.batch, state.progress.samples = window.begins
@@ -598,6 +623,10 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         if state.progress.fresh and settings.seed is not None:
             seed_everything(settings.seed)
         self._skips.begin()
+        if self._doubts is not None:
+            for doubt in self._doubts():
+                logger.warning(doubt)
+            self._doubts = None
         self._run.regained = []
         if self._callback_states is not None:
             self._run.regained = list(zip(settings.callbacks, self._callback_states, strict=True))
@@ -821,6 +850,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             settings.precision,
             settings.clip_norm,
             self._takes_closure,
+            settings.accumulate,
         )
         self._running = True
         try:
@@ -840,9 +870,12 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
     def _prepared(self, stage: Stage, plan: Plan) -> Iterator[None]:
         """Everything on its device and in its mode while a call runs; all of it undone after."""
         state = self.state
-        self._check_idle(stage)
+        if self._running:
+            self._check_idle(stage)
         self._running = True
-        state.stage, state.plan = stage, plan
+        state.plan = plan
+        if state.stage != stage:  # each write is looked at
+            state.stage = stage
         state.metrics.validated = plan.validate is not None
         try:
             place(state.model, state.optimizer, (self._loss, *self._settings.metrics.values()), state.device)
@@ -854,7 +887,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
                 yield
         finally:
             self._running = False
-            state.stage = "train"
+            if state.stage != "train":
+                state.stage = "train"
 
     def _settle(self) -> None:
         self._saving.settle()

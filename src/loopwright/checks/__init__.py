@@ -10,7 +10,7 @@ from typing import Any
 from loopwright.batches import check_loader
 from loopwright.checks.failure import in_words
 from loopwright.checks.of_data import batch_norm, inputs, labels, separate_data, shuffled_classes, validation_runs
-from loopwright.checks.of_loss import loss_at_start, loss_input, loss_is_finite, shapes
+from loopwright.checks.of_loss import loss_at_start, loss_input, loss_is_finite, reduction, shapes
 from loopwright.checks.of_training import (
     deterministic_steps,
     optimizer_holds,
@@ -32,6 +32,7 @@ CHECKS: dict[str, Callable[[Seen], Check]] = {
     "loss is finite": loss_is_finite,
     "shapes of prediction and target": shapes,
     "what the loss is given": loss_input,
+    "reduction of the loss": reduction,
     "labels and indices": labels,
     "loss at the start": loss_at_start,
     "parameters get a gradient": parameters_reached,

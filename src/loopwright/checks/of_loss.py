@@ -102,6 +102,26 @@ def _wrong_input(call: LossCall) -> tuple[str, str, str] | None:
     return None
 
 
+def reduction(seen: Seen) -> Check:
+    """Over several batches to a step, the loss is a mean."""
+    name, loss, accumulate = "reduction of the loss", seen.subject.loss, seen.subject.accumulate
+    kind = getattr(loss, "reduction", None)
+    if kind not in ("mean", "sum"):
+        return Check(name, "not applicable", "a step, or a function that does not tell, computes the loss")
+    if kind == "mean":
+        return Check(name, "passed", "it is a mean over the batch")
+    if accumulate == 1:
+        return Check(name, "passed", "it is a sum: train/loss, and the size of a step, grow with the batch's size")
+    return Check(
+        name,
+        "failed",
+        f"it is a sum, and accumulate is {accumulate}",
+        "a window's gradient is the weighted mean of its batches' gradients, and not their sum: that of one large "
+        "batch only where the loss is a mean",
+        f'{type(loss).__name__}(reduction="mean")',
+    )
+
+
 def loss_at_start(seen: Seen) -> Check:
     """The loss is not far above what a model that knows nothing would come to."""
     name, calls = "loss at the start", calls_of(seen, first_batch=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from loopwright.callback import TWICE, WHY_TWICE
 from loopwright.checks.failure import failed_by, failed_step
 from loopwright.checks.rehearsal import Rehearsed
 from loopwright.checks.seen import Seen, counted, listed, plain_name, why_unseen
@@ -19,6 +20,9 @@ def step_runs(seen: Seen) -> Check:
         return Check(name, "not applicable", sample.why_none)
     if first is None:
         return Check(name, "failed", "the training data gave no batch", fix="check the dataset and how it is filtered")
+    if first.error is not None and TWICE in str(first.error):
+        fix = "leave backward out of the step, and return the loss; detach() what is kept from one batch to the next"
+        return failed_by(name, first.error, WHY_TWICE, fix)
     if first.error is not None:
         batch, model = sample.batches[first.steps], seen.subject.model
         return failed_step(name, first, batch, model, "", "mend it; fit would end with the same error")
@@ -45,6 +49,14 @@ def parameters_reached(seen: Seen) -> Check:
             f"{len(missing)} of {len(trainable)} got none in {batches}: {listed(missing)}",
             "the loss does not depend on them: a layer that forward does not call, or a detach() on the way",
             "call the layer in forward, or requires_grad_(False) where it is to stay as it is",
+        )
+    if first.doubled:
+        return Check(
+            name,
+            "failed",
+            f"there were gradients when the step returned, and backward added the same again, in {batches}",
+            "the step calls backward, and so does the trainer: gradients and updates are twice as large",
+            "leave backward out of the step, and return the loss",
         )
     if not first.nonzero:
         return Check(
@@ -91,6 +103,17 @@ def optimizer_holds(seen: Seen) -> Check:
             "no step will change them: the optimizer was made before them, or of another part of the model",
             f"make the optimizer when the model is complete, {kind}(model.parameters(), ...); "
             "or requires_grad_(False) where they are to stay as they are",
+        )
+    of_model = {id(p) for p in model.parameters()}
+    others = [(m, n, p) for m in seen.subject.modules for n, p in m.named_parameters() if id(p) not in of_model | ids]
+    if unheld := [f"{n} of {type(m).__name__}" for m, n, p in others if p.requires_grad]:
+        return Check(
+            name,
+            "failed",
+            f"{kind} does not hold {len(unheld)} that are trainable: {listed(unheld)}",
+            "no step will change them: they are the loss's or the step's, and not the model's",
+            f"{kind}([*model.parameters(), *{'step' if seen.subject.loss is None else 'loss'}.parameters()], ...); or "
+            "requires_grad_(False) where they are to stay as they are",
         )
     if len(ids) < len(held):
         return Check(

@@ -22,6 +22,7 @@ from loopwright.device import map_tensors, mover, place
 from loopwright.modes import evaluating
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import RandomState
+from loopwright.settings import modules_of
 from loopwright.step import LossFn, Metric, Output, as_output, check_trainable, supervised_step, update_metric
 
 AnyStep = Callable[[Any, Any], Output | Tensor]
@@ -40,12 +41,12 @@ class Subject:
     precision: Precision
     clip_norm: float | None
     takes_closure: bool
+    accumulate: int = 1
 
     @property
     def modules(self) -> list[nn.Module]:
         """The modules that a step may change."""
-        owners = (self.model, self.loss, self.step, getattr(self.step, "__self__", None))
-        return [owner for owner in owners if isinstance(owner, nn.Module)]
+        return modules_of(self.model, self.loss, self.step)
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Rehearsed:
         predictions: Those of each step that returned any, as a tensor.
         reached: The names of the parameters that got a gradient.
         reached_each: The same, of each backward pass by itself.
+        doubled: Whether the step had called backward itself, and all gradients came out as the sum of both.
         orphans: Whether each parameter that only the optimizer holds got a gradient.
         nonzero: Whether any gradient was other than zero.
         moved: Whether a step has changed a weight.
@@ -71,6 +73,7 @@ class Rehearsed:
     predictions: list[Tensor] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
     reached_each: list[frozenset[str]] = field(default_factory=list)
+    doubled: bool = False
     orphans: list[bool] = field(default_factory=list)
     nonzero: bool = False
     moved: bool = False
@@ -115,6 +118,7 @@ def _with(subject: Subject, model: nn.Module, optimizer: Optimizer, loss: LossFn
         subject.precision,
         subject.clip_norm,
         subject.takes_closure,
+        subject.accumulate,
     )
 
 
@@ -239,7 +243,9 @@ def train(subject: Subject, batches: Iterable[Any], names: Mapping[int, str], *,
                     check_trainable(output.loss)
                 loss = output.loss if scaler is None else scaler.scale(output.loss)
                 recorder.mark("the loss", output.loss)
+                own = _gradients(subject)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
+                found.doubled = found.doubled or _doubled(own, subject, 1.0 if scaler is None else scaler.get_scale())
                 _take_down(found, subject, names, recorder, output)
                 if scaler is not None and update:
                     scaler.unscale_(subject.optimizer)
@@ -307,6 +313,21 @@ def _take_down(
     seen = found.orphans or [False] * len(outside)
     found.orphans = [was or p.grad is not None for was, p in zip(seen, outside, strict=True)]
     found.nonzero = found.nonzero or any(bool((gradient != 0).any()) for gradient in gradients)
+
+
+def _gradients(subject: Subject) -> dict[int, Tensor]:
+    """Copies of the gradients that there are, by the ids of their parameters."""
+    return {id(p): p.grad.to_dense().clone() for p in _parameters(subject) if p.grad is not None}
+
+
+def _doubled(own: Mapping[int, Tensor], subject: Subject, scale: float) -> bool:
+    """Whether there were gradients before a backward, and to each it has added the same again, times the scale."""
+    now = _gradients(subject)
+    return (
+        now.keys() == own.keys()
+        and any(bool((gradient != 0).any()) for gradient in own.values())
+        and all(torch.allclose(now[key], gradient * (1 + scale), rtol=1e-3) for key, gradient in own.items())
+    )
 
 
 def _parameters(subject: Subject) -> Iterator[Tensor]:

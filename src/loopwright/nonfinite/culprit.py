@@ -84,6 +84,8 @@ class Culprit:
             self._search(error, batch, again=again)
         except Exception as problem:
             error.inexact.append(f"the search for the source failed: {type(problem).__name__}: {problem}")
+        if self._closure and error.cause != "input":
+            self._of_closure(error)
         if error.inexact:
             error.details.append(f"note: {'; '.join(error.inexact)}")
         with contextlib.suppress(Exception):  # whatever is wrong with the folder is another error's matter
@@ -122,6 +124,10 @@ class Culprit:
         error.inputs = list(inputs)
         if batch is None:
             self._of_one_gone(error, inputs, weights, there is not None)
+        elif error.found == "loss" and batch_size(batch) == 0:
+            error.cause, error.samples = "input", None
+            error.why = "the batch is empty, and a mean over nothing is NaN"
+            error.fix = "leave out such batches: look at how the dataset, the sampler or collate_fn makes them"
         elif weights:
             self._of_weights(error, weights)
         elif not again:
@@ -180,6 +186,14 @@ class Culprit:
         """The batch, fetched once more, where it is to be had and is finite; else None."""
         fresh = move(self._data.again(number), self._state.device)
         return fresh if all(census(tensor) is None for _, tensor in tensors_in(fresh, "")) else None
+
+    def _of_closure(self, error: NonFiniteError) -> None:
+        """What is advised for other optimizers would not help one that evaluates the loss several times."""
+        name, clip = type(self._state.optimizer).__name__, self._state.plan.clip_norm
+        if "clip_norm" in error.fix:
+            error.fix = "a smaller learning rate" + (", or line_search_fn='strong_wolfe'" if name == "LBFGS" else "")
+        if clip is not None and "learning rate" in error.fix:
+            error.fix = f"no clip_norm, for {name} takes the clipped gradients for those of the loss; {error.fix}"
 
     def _of_parameters(self, error: NonFiniteError) -> None:
         """They were found at a save or at the end: what did the last step's gradients look like?"""
