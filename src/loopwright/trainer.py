@@ -187,7 +187,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             closure=self._takes_closure,
             settle=self._settle,
         )
-        self._skips = Skips(self.state, self._culprit)
+        self._skips = Skips(self.state, self._culprit, on_nonfinite, self._scaler)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
@@ -825,8 +825,9 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
 
         Weights, buffers, gradients, modes, the optimizer, random generators and the loaders' places are afterwards
         what they were; so are modules, optimizers and generators in the closure of the step, among the globals that it
-        names, or bound to it. Other objects that the step changes, such as lists, plain tensors and files, are not put
-        back. No hook is called, nothing is compiled, and no file is written.
+        names, or bound to it, and its plain tensors, arrays, lists, dicts, sets and variables there. What hangs on
+        other objects is not put back, nor is what is written to files. No hook is called, nothing is compiled, and no
+        file is written.
 
         Args:
             train: The training data that ``fit`` will get. Data that can be read only once is not read.

@@ -19,6 +19,7 @@ from loopwright.checks.of_training import (
     reached_alike,
     step_runs,
 )
+from loopwright.checks.probing import probe
 from loopwright.checks.rehearsal import AsFound, Subject, duplicate, evaluate, in_place, names_of, train
 from loopwright.checks.sampling import sample_of
 from loopwright.checks.seen import Seen
@@ -90,6 +91,8 @@ def _rehearse(seen: Seen, found: AsFound) -> None:
         seen.first = train(parts, batches, names_of(parts.model), update=False)
         if seen.first.error is None and reached_alike(seen):
             seen.redrawn = train(parts, batches, names_of(parts.model), update=False)
+            if reached_alike(seen):
+                seen.probed = probe(parts, batches, names_of(parts.model))
         return
     seen.first = train(twin, batches, names_of(twin.model, subject.model))
     if seen.first.error is not None:
@@ -101,6 +104,8 @@ def _rehearse(seen: Seen, found: AsFound) -> None:
     del again
     if reached_alike(seen) and (other := _copy(seen)) is not None:  # the generators have moved on
         seen.redrawn = train(other, batches, names_of(other.model, subject.model))
+        if reached_alike(seen):
+            seen.probed = probe(other, batches, names_of(other.model, subject.model))
 
 
 def _copy(seen: Seen) -> Subject | None:
