@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
+from types import GeneratorType, TracebackType
 from typing import Any, Protocol, Self, TypeGuard, TypeVar
 
 import torch
@@ -176,8 +176,10 @@ _ENDLESS = (itertools.cycle, itertools.count, itertools.repeat)
 def read_once(data: object) -> bool:
     """Whether data is certain to be at its end after one pass: an iterator of Python's own, or of a DataLoader's.
 
-    An iterator of a class of the user's may begin anew.
+    An iterator of a class of the user's may begin anew, and a generator runs code of the user's, which may never end.
     """
+    if isinstance(data, GeneratorType):
+        return False
     pythons = type(data).__module__ in ("builtins", "itertools") and not isinstance(data, _ENDLESS)
     return isinstance(data, Iterator) and (pythons or isinstance(data, _BaseDataLoaderIter))
 
