@@ -80,6 +80,7 @@ FLOORS = {
         "loopwright.nonfinite.skips",
         "loopwright.nonfinite.watch",
         "loopwright.nonfinite.words",
+        "loopwright.planning",
         "loopwright.preflight",
         "loopwright.result",
         "loopwright.run",

@@ -19,7 +19,7 @@ from typing_extensions import TypeVar
 
 from loopwright.arguments import NamedArguments
 from loopwright.averages import Averages
-from loopwright.batches import Pass, check_loader, check_passes, evaluated, length_of, no_batches, plan_fit
+from loopwright.batches import Pass, evaluated
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
@@ -32,6 +32,7 @@ from loopwright.monitor import check_validated, warn_unvalidated
 from loopwright.nonfinite.culprit import Culprit
 from loopwright.nonfinite.rerun import Replay
 from loopwright.nonfinite.skips import Skips
+from loopwright.planning import check_loader, check_passes, length_of, no_batches, plan_fit
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.preflight import Preflight
 from loopwright.randomness import deterministic_kernels, seed_everything

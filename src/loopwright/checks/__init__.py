@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from loopwright.batches import check_loader
 from loopwright.checks.failure import in_words
 from loopwright.checks.of_data import batch_norm, inputs, labels, separate_data, shuffled_classes, validation_runs
 from loopwright.checks.of_loss import loss_at_start, loss_input, loss_is_finite, reduction, shapes
@@ -23,6 +22,7 @@ from loopwright.checks.probing import probe
 from loopwright.checks.rehearsal import AsFound, Subject, duplicate, evaluate, in_place, names_of, train
 from loopwright.checks.sampling import sample_of
 from loopwright.checks.seen import Seen
+from loopwright.planning import check_loader
 from loopwright.preflight import Check, Preflight
 from loopwright.randomness import deterministic_kernels, generators_of
 from loopwright.schedule import check_count
