@@ -274,37 +274,54 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         if preflight and state.progress.fresh and not saving.goes_on(resume):
             self.preflight(train, val).raise_failures()
         with self._prepared("train", plan), saving:
-            root_trains = state.model.training  # else _begin sets every flag
-            modes = [] if root_trains else [(module, module.training) for module in state.model.modules()]
-            self._begin(keep_window=obeyed)
-            try:
-                restored = saving.begin(resume, train, val)
-                if restores:
-                    check_passes(plan, state.progress, train, val)
-            except BaseException:
-                for module, training in modes:
-                    module.training = training
-                raise
+            restored = self._begin_run(resume, train, val, keep_window=obeyed)
             reason = state.stop_reason or plan.reached(state.progress)
             if reason is not None and restored and not self._run.unfinished:
                 self._say_nothing_to_train(reason)
                 if self._run.ended:  # else it was left between its last save and its end
                     return self._as_it_ended(reason)
             self._run.ended = False
-            with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad(), self._culprit.searching():
-                self._output_wanted = hooks.want_output("on_backward_end", "on_batch_end")
-                for callback, saved in self._run.regained:
-                    if type(callback).setup is not Callback.setup:  # which may have made all anew
-                        callback.load_state_dict(saved)
-                hooks.on_fit_start(state)
-                if self._run.plateau is not None:
-                    warn_unvalidated("the schedule", self._run.plateau.name, state)
-                self._saving.rehearse()
-                self._catch_up(hooks, val)
+            with Hooks(settings.callbacks, state) as hooks, torch.enable_grad(), self._culprit.searching():
+                self._start(hooks, val)
                 while (reason := state.stop_reason or plan.reached(state.progress)) is None:
                     self._train_epoch(hooks, train, val)
                 self._end(hooks)
         return self._result(reason)
+
+    def _begin_run(
+        self,
+        resume: str | os.PathLike[str] | None,
+        train: Iterable[Batch],
+        val: Iterable[Batch] | None,
+        *,
+        keep_window: bool,
+    ) -> bool:
+        """Begin a fresh run, go on with this one, or restore one: whether one was restored."""
+        state = self.state
+        root_trains = state.model.training  # else _begin sets every flag
+        modes = [] if root_trains else [(module, module.training) for module in state.model.modules()]
+        self._begin(keep_window=keep_window)
+        try:
+            restored = self._saving.begin(resume, train, val)
+            if resume is not None:  # else it is done before anything begins
+                check_passes(state.plan, state.progress, train, val)
+        except BaseException:
+            for module, training in modes:
+                module.training = training
+            raise
+        return restored
+
+    def _start(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
+        """The first hook, and what was due when the run was left."""
+        self._output_wanted = hooks.want_output("on_backward_end", "on_batch_end")
+        for callback, saved in self._run.regained:
+            if type(callback).setup is not Callback.setup:  # which may have made all anew
+                callback.load_state_dict(saved)
+        hooks.on_fit_start(self.state)
+        if self._run.plateau is not None:
+            warn_unvalidated("the schedule", self._run.plateau.name, self.state)
+        self._saving.rehearse()
+        self._catch_up(hooks, val)
 
     def _say_nothing_to_train(self, reason: str) -> None:
         logger.warning(
