@@ -1018,7 +1018,7 @@ def test_what_comes_from_outside_of_model_and_batch_is_told_from_what_they_compu
     step = lambda model, batch: Output((model(batch[0]) * outside).mean())  # noqa: E731
     error = caught(line(), loader(), step=step)
     assert (error.cause, error.operation) == ("loss", "mul")
-    assert "something that was there before the step, which holds NaN" in str(error)
+    assert "something that the step did not make with torch's functions, which holds NaN" in str(error)
 
 
 class Stepwise(nn.Module):

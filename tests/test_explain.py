@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -397,6 +397,7 @@ def many_texts() -> list[str]:
             beside=chance.random() < 0.3,
             foreign=chance.random() < 0.3,
             sparse=chance.random() < 0.3,
+            lazy=chance.random() < 0.3,
             closure=closure,
             hooks={hook: ["ARatherLongNameOfACallback"] * recorders for hook in HOOKS if recorders},
             saves=["Checkpoint"] * (recorders > 0),
@@ -776,3 +777,104 @@ def test_sparse_gradients_are_looked_at_too() -> None:
     twin, optimizer = make()
     assert run_alone(trainer.explain(), twin, optimizer, nn.CrossEntropyLoss(), batches) == result.history
     assert_same(dict(model.state_dict()), dict(twin.state_dict()), "weights")
+
+
+class Spare(nn.Module):
+    """It has a lazy part that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(3, 1), nn.LazyLinear(4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.used(inputs)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("policy", ["raise", "skip", "ignore"])
+def test_a_lazy_part_that_is_never_called_does_not_stop_the_text(policy: Any) -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(3)
+        model = Spare()
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    model, optimizer = make()
+    trainer = Trainer(model, optimizer, nn.MSELoss(), device="cpu", on_nonfinite=policy, clip_norm=1.0)
+    result = trainer.fit(ragged(4, 3), epochs=2)
+    text = trainer.explain()
+    twin, its_own = make()
+    assert run_alone(text, twin, its_own, nn.MSELoss(), ragged(4, 3)) == result.history
+    assert torch.equal(cast(Spare, model).used.weight, cast(Spare, twin).used.weight)
+    assert ("is_lazy" in text) == (policy != "ignore")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
+def test_the_gradients_are_left_as_they_came_where_their_norm_ends_the_text(optimizer: str) -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+        if optimizer == "lbfgs":
+            return model, torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(predictions: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(predictions, targets) + (predictions * 0).sum().detach()
+
+    def spoil(gradient: Tensor) -> Tensor:
+        return gradient * math.inf
+
+    left = []
+    for explained in (False, True):
+        model, held = make()
+        trainer = Trainer(model, held, loss, device="cpu", clip_norm=1.0)
+        model[0].bias.register_hook(spoil)  # type: ignore[index]  # it is a Sequential
+        if explained:
+            with pytest.raises(FloatingPointError, match="the gradients' norm is"):
+                run_alone(trainer.explain(), model, held, loss, ragged(4, 4), epochs=1)
+        else:
+            with pytest.raises(NonFiniteError, match="norm of the gradients"):
+                trainer.fit(ragged(4, 4), epochs=1)
+        left.append([parameter.grad for parameter in model.parameters()])
+    assert_alike(left[0], left[1])
+    assert [bool(g.isfinite().all()) for g in left[1] if g is not None] == [True, False, True, True]
+
+
+def test_under_fp16_gradients_that_no_scale_makes_finite_end_the_text_as_they_end_the_run() -> None:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        out: Tensor = model(batch[0]).mean()
+        return out + (out * 0).sqrt()
+
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = line()
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    batches = ragged(4, 4, 4)
+    trainer = Trainer(*make(), step=step, device="cpu", precision="fp16")
+    with pytest.raises(NonFiniteError, match="at optimizer step 1; it has been so 33 times in a row"):
+        trainer.fit(batches, epochs=12)
+    with pytest.raises(FloatingPointError, match="bad gradients at step 1"):
+        run_alone(trainer.explain(), *make(), step, batches)
+
+
+def test_a_score_of_an_epoch_whose_steps_were_all_skipped_waits_for_the_next_move_of_the_schedule() -> None:
+    case = Case(
+        problem="plain",
+        step="loss",
+        optimizer="sgd",
+        loader="list",
+        accumulate=3,
+        clip_norm=None,
+        precision="fp32",
+        schedule="val/loss epoch",
+        validate=Every(epochs=2),
+        epochs=3,
+        steps=None,
+        policy="skip",
+        bad=frozenset([6, 9]),
+        seed=None,
+        frozen=True,
+        metrics=True,
+        ignored=True,
+    )
+    assert "fresh = row[monitor]" in check(case)

@@ -428,3 +428,13 @@ def test_gradients_too_small_for_their_square_are_not_called_zero() -> None:
     trainer = Trainer(model, optimizer, nn.MSELoss(), callbacks=[inspector], device="cpu")
     trainer.fit([(torch.randn(8, 3), torch.randn(8, 1))] * 20, epochs=1)
     assert "exactly zero" not in inspector.report()
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 5])
+def test_spikes_are_found_where_one_of_the_first_inspections_is_one_too(first: int) -> None:
+    inspector = each_step()
+    batches = some_batches(20, 8)
+    for number in (first - 1, 10, 16):
+        batches[number][1].mul_(1000)
+    small_trainer(inspector, model=line(), clip_norm=0.1).fit(batches, epochs=1)
+    assert "spikes" in [finding.rule for finding in inspector.findings]

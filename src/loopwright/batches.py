@@ -1,8 +1,7 @@
-"""What the loop asks of the data: that it can be iterated over, its length, and where it stands."""
+"""The passes over the data: where each stands, how it goes on after a resume, and what is said where it fails."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 import time
@@ -11,16 +10,13 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeGuard, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import (
     DataLoader,
-    Dataset,
     IterableDataset,
 )
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from loopwright.data import Loader
-from loopwright.errors import ConfigError, DataError
+from loopwright.errors import DataError
 from loopwright.fetching import (
     STANDARD,
     can_skip,
@@ -34,188 +30,16 @@ from loopwright.fetching import (
     why_not_whole,
 )
 from loopwright.layout import Layout, layout_of
+from loopwright.planning import length_of
 from loopwright.randomness import RandomState, generators_of
-from loopwright.schedule import Every, check_count
-from loopwright.state import Plan, Progress
-from loopwright.step import describe
 
 T = TypeVar("T")
 
 _NONE: Any = object()
-_UNSAID = Every(epochs=1)  # fit's default; given by hand, it asks for no other cadence
 _SAMPLES_LISTED = 32
 _SAY_EACH = 10.0  # seconds between two lines about a place that takes long to find
 
 logger: logging.Logger = logging.getLogger("loopwright")
-
-
-def check_loader(name: str, data: object) -> None:
-    """Raise ConfigError unless ``data`` is something whose items are batches."""
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise ConfigError(
-            f"{name} is a dataset, {type(data).__name__}, and not a loader",
-            why="its items are single samples, not batches",
-            fix=f"DataLoader({name}, batch_size=32{', shuffle=True' if name == 'train' else ''})",
-        )
-    shape = getattr(data, "shape", None)
-    if hasattr(data, "__array_interface__") and isinstance(shape, tuple):  # numpy's
-        raise ConfigError(
-            f"{name} is an array of shape {shape}",
-            why="it must be a loader: an iterable of batches, and they hold tensors",
-            fix="DataLoader(TensorDataset(torch.from_numpy(inputs), torch.from_numpy(targets)), batch_size=32)",
-        )
-    if isinstance(data, (Tensor, str, bytes, Mapping, type)) or not (
-        hasattr(data, "__iter__") or hasattr(data, "__getitem__")
-    ):
-        raise ConfigError(
-            f"{name} is {describe(data)}",
-            why="it must be a loader: an iterable of batches",
-            fix=f"epochs={data}, if that is how long to train"
-            if isinstance(data, int) and name != "data"
-            else f"{data.__name__}(...), an instance of it"
-            if isinstance(data, type)
-            else "DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
-        )
-
-
-def length_of(data: object) -> int | None:
-    """The number of batches in one pass, or None where the data does not tell."""
-    try:
-        return len(data)  # type: ignore[arg-type]  # asking is the test
-    except (TypeError, NotImplementedError):
-        return None
-
-
-def no_batches(name: str, data: object) -> DataError:
-    """The error for data that gave no batch, with what explains it."""
-    if isinstance(data, Iterator):
-        return DataError(
-            f"{name} gave no batch",
-            why=f"it is an iterator ({type(data).__name__}), which can be read once, and has been read to its end",
-            fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
-        )
-    dataset = getattr(data, "dataset", None)
-    sampler = getattr(data, "batch_sampler", None)  # given by hand, it alone knows
-    owner = data if getattr(data, "batch_size", None) is not None or sampler is None else sampler
-    batch_size, drop_last = getattr(owner, "batch_size", None), getattr(owner, "drop_last", None)
-    facts = {"dataset size": length_of(dataset), "batch size": batch_size, "drop_last": drop_last}
-    listed = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
-    too_few = bool(drop_last) and bool(length_of(dataset))
-    return DataError(
-        f"{name} gave no batch" + (f": {listed}" if listed else f": it is {describe(data)}"),
-        why="drop_last=True drops a batch that is not full, and there is no full one" if too_few else "it is empty",
-        fix="a smaller batch_size, or drop_last=False" if too_few else "check the dataset and how it is filtered",
-    )
-
-
-def plan_fit(
-    train: object,
-    val: object,
-    epochs: int | None,
-    steps: int | None,
-    validate: Every,
-    *,
-    accumulate: int,
-    clip_norm: float | None = None,
-    preflight: bool = False,
-    progress: Progress | None = None,
-    measures: Iterable[str] = (),
-) -> Plan:
-    """The plan of a fit, from its arguments, and from how far the run has come, where that is known before it begins.
-
-    Raises:
-        ConfigError: There is no target, the data is no loader, or a cadence was given for a validation without data.
-        DataError: The data is empty, and says so, or can be read once and is needed again.
-    """
-    if not isinstance(preflight, bool):
-        raise ConfigError(
-            f"preflight is {preflight!r}", why="it must be True or False", fix="preflight=True, to look before training"
-        )
-    for name, target in (("epochs", epochs), ("steps", steps)):
-        if target is not None:
-            check_count(name, target)
-    if not isinstance(validate, Every):
-        raise ConfigError(
-            f"validate is {validate!r}",
-            why="whether it counts steps or epochs has to be said",
-            fix="validate=Every(steps=100), or Every(epochs=1)",
-        )
-    check_loader("train", train)
-    if val is not None:
-        check_loader("val", val)
-    if epochs is None and steps is None:
-        raise ConfigError(
-            "fit has no target",
-            why="nothing says how long to train",
-            fix="fit(train, epochs=10), or steps=1000",
-        )
-    if length_of(train) == 0:
-        raise no_batches("the training data", train)
-    if val is None:
-        if validate != _UNSAID:
-            raise ConfigError(
-                f"validate is {validate}, but fit was given no validation data",
-                why="there is nothing to validate on",
-                fix="trainer.fit(train, val, ...), or leave validate out",
-            )
-        plan = Plan(
-            epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm, measures=tuple(measures)
-        )
-    else:
-        if length_of(val) == 0:
-            raise no_batches("the validation data", val)
-        plan = Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm, tuple(measures))
-    if progress is not None and (isinstance(train, Iterator) or isinstance(val, Iterator)):
-        check_passes(plan, progress, train, val)
-    return plan
-
-
-_ENDLESS = (itertools.cycle, itertools.count, itertools.repeat)
-
-
-def read_once(data: object) -> bool:
-    """Whether data is certain to be at its end after one pass: an iterator of Python's own, or of a DataLoader's.
-
-    An iterator of a class of the user's may begin anew.
-    """
-    pythons = type(data).__module__ in ("builtins", "itertools") and not isinstance(data, _ENDLESS)
-    return isinstance(data, Iterator) and (pythons or isinstance(data, _BaseDataLoaderIter))
-
-
-def check_passes(plan: Plan, progress: Progress, train: object, val: object) -> None:
-    """Raise DataError where data that can be read once is certain to be needed again: a target is the only one."""
-    passes = 1 if plan.epochs is None or plan.steps is not None else plan.epochs - progress.epoch
-    for name, data, needed in (
-        ("training", train, passes if read_once(train) else 1),
-        ("validation", val, _validations(plan, progress) if read_once(val) else 1),
-    ):
-        if needed > 1:
-            raise DataError(
-                f"the {name} data can be read once, and is needed {needed} times",
-                why=f"it is an iterator ({type(data).__name__}), and at its end after one pass",
-                fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
-            )
-
-
-def _validations(plan: Plan, progress: Progress) -> int:
-    """How many validations there will be at least, unless a callback stops the run."""
-    every = plan.validate
-    if every is None:
-        return 0
-    each = None if plan.batches is None else -(-plan.batches // plan.accumulate)  # steps of an epoch
-    counts = []
-    for epochs, steps in ((plan.epochs, None), (None, plan.steps)):
-        if epochs is not None and steps is None and each is not None:
-            steps = progress.step + (epochs - progress.epoch) * each - (each if progress.batch else 0)
-        elif steps is not None and each is not None:
-            epochs = progress.epoch + (steps - progress.step) // each
-        if every.epochs is not None and epochs is not None:
-            counts.append(epochs // every.epochs - progress.epoch // every.epochs)
-        elif every.steps is not None and steps is not None:
-            counts.append(steps // every.steps - progress.step // every.steps)
-        elif epochs is not None or steps is not None:
-            counts.append(0)  # who can tell
-    return min(counts)
 
 
 class EpochData:

@@ -112,9 +112,10 @@ class NonFiniteError(LoopwrightError, FloatingPointError):
         epoch: Where, counted from 1.
         batch: Where in the epoch, counted from 1.
         step: The optimizer step that it would have become, counted from 1.
-        cause: Where it comes from: ``"input"``, ``"weights"``, ``"forward"`` (an operation in the model), ``"loss"``
-            (one in the loss or the step, outside of the model), ``"backward"`` (a gradient of finite numbers), or
-            ``"update"`` (the optimizer's step, or whoever else wrote to the weights).
+        cause: Where it comes from: ``"input"``, ``"weights"``, ``"forward"`` (an operation in the model, or in a
+            module's hook), ``"loss"`` (one in the loss or the step, outside of the model), ``"backward"`` (a gradient
+            of finite numbers, or what a hook made of one), or ``"update"`` (the optimizer's step, or whoever else wrote
+            to the weights).
         module: The name of the innermost module with the first operation that went wrong, as ``named_modules`` has
             it; empty for the model itself.
         operation: The name of that operation, such as ``"log"``.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from loopwright.callback import HOOKS, Callback, comes_last
 from loopwright.callbacks.checkpoint import Checkpoint
@@ -126,6 +127,7 @@ def _of_model(state: State[Any], settings: Settings, loss: LossFn | None) -> dic
         "mixed_modes": model.training and not all(module.training for module in model.modules()),
         "beside": any(p.requires_grad and id(p) not in held for p in model.parameters()),
         "foreign": not held <= own,
+        "lazy": any(is_lazy(p) for p in model.parameters()),
         "sparse": any(getattr(module, "sparse", False) is True for module in model.modules()),
     }
 

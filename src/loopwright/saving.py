@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from loopwright.adapters import plain_state, settings_of
-from loopwright.batches import EpochData, length_of
+from loopwright.batches import EpochData
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.checkpoint import latest_checkpoint
 from loopwright.checkpoint.folder import list_checkpoints
@@ -24,6 +24,7 @@ from loopwright.checkpoint.writing import Snapshot
 from loopwright.errors import CheckpointError, ConfigError, advise
 from loopwright.guard import Guard
 from loopwright.plain import encode
+from loopwright.planning import length_of
 from loopwright.randomness import RandomState
 from loopwright.run import Run
 from loopwright.saver import Saver

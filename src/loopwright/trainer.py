@@ -19,7 +19,7 @@ from typing_extensions import TypeVar
 
 from loopwright.arguments import NamedArguments
 from loopwright.averages import Averages
-from loopwright.batches import Pass, check_loader, check_passes, evaluated, length_of, no_batches, plan_fit
+from loopwright.batches import Pass, evaluated
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import restoring
@@ -32,6 +32,7 @@ from loopwright.monitor import check_validated, warn_unvalidated
 from loopwright.nonfinite.culprit import Culprit
 from loopwright.nonfinite.rerun import Replay
 from loopwright.nonfinite.skips import Skips
+from loopwright.planning import check_loader, check_passes, length_of, no_batches, plan_fit
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.preflight import Preflight
 from loopwright.randomness import deterministic_kernels, seed_everything
@@ -187,7 +188,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             closure=self._takes_closure,
             settle=self._settle,
         )
-        self._skips = Skips(self.state, self._culprit)
+        self._skips = Skips(self.state, self._culprit, on_nonfinite, self._scaler)
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
@@ -273,37 +274,54 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         if preflight and state.progress.fresh and not saving.goes_on(resume):
             self.preflight(train, val).raise_failures()
         with self._prepared("train", plan), saving:
-            root_trains = state.model.training  # else _begin sets every flag
-            modes = [] if root_trains else [(module, module.training) for module in state.model.modules()]
-            self._begin(keep_window=obeyed)
-            try:
-                restored = saving.begin(resume, train, val)
-                if restores:
-                    check_passes(plan, state.progress, train, val)
-            except BaseException:
-                for module, training in modes:
-                    module.training = training
-                raise
+            restored = self._begin_run(resume, train, val, keep_window=obeyed)
             reason = state.stop_reason or plan.reached(state.progress)
             if reason is not None and restored and not self._run.unfinished:
                 self._say_nothing_to_train(reason)
                 if self._run.ended:  # else it was left between its last save and its end
                     return self._as_it_ended(reason)
             self._run.ended = False
-            with Hooks(self._settings.callbacks, state) as hooks, torch.enable_grad(), self._culprit.searching():
-                self._output_wanted = hooks.want_output("on_backward_end", "on_batch_end")
-                for callback, saved in self._run.regained:
-                    if type(callback).setup is not Callback.setup:  # which may have made all anew
-                        callback.load_state_dict(saved)
-                hooks.on_fit_start(state)
-                if self._run.plateau is not None:
-                    warn_unvalidated("the schedule", self._run.plateau.name, state)
-                self._saving.rehearse()
-                self._catch_up(hooks, val)
+            with Hooks(settings.callbacks, state) as hooks, torch.enable_grad(), self._culprit.searching():
+                self._start(hooks, val)
                 while (reason := state.stop_reason or plan.reached(state.progress)) is None:
                     self._train_epoch(hooks, train, val)
                 self._end(hooks)
         return self._result(reason)
+
+    def _begin_run(
+        self,
+        resume: str | os.PathLike[str] | None,
+        train: Iterable[Batch],
+        val: Iterable[Batch] | None,
+        *,
+        keep_window: bool,
+    ) -> bool:
+        """Begin a fresh run, go on with this one, or restore one: whether one was restored."""
+        state = self.state
+        root_trains = state.model.training  # else _begin sets every flag
+        modes = [] if root_trains else [(module, module.training) for module in state.model.modules()]
+        self._begin(keep_window=keep_window)
+        try:
+            restored = self._saving.begin(resume, train, val)
+            if resume is not None:  # else it is done before anything begins
+                check_passes(state.plan, state.progress, train, val)
+        except BaseException:
+            for module, training in modes:
+                module.training = training
+            raise
+        return restored
+
+    def _start(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
+        """The first hook, and what was due when the run was left."""
+        self._output_wanted = hooks.want_output("on_backward_end", "on_batch_end")
+        for callback, saved in self._run.regained:
+            if type(callback).setup is not Callback.setup:  # which may have made all anew
+                callback.load_state_dict(saved)
+        hooks.on_fit_start(self.state)
+        if self._run.plateau is not None:
+            warn_unvalidated("the schedule", self._run.plateau.name, self.state)
+        self._saving.rehearse()
+        self._catch_up(hooks, val)
 
     def _say_nothing_to_train(self, reason: str) -> None:
         logger.warning(
@@ -825,8 +843,9 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
 
         Weights, buffers, gradients, modes, the optimizer, random generators and the loaders' places are afterwards
         what they were; so are modules, optimizers and generators in the closure of the step, among the globals that it
-        names, or bound to it. Other objects that the step changes, such as lists, plain tensors and files, are not put
-        back. No hook is called, nothing is compiled, and no file is written.
+        names, or bound to it, and its plain tensors, arrays, lists, dicts, sets and variables there. What hangs on
+        other objects is not put back, nor is what is written to files. No hook is called, nothing is compiled, and no
+        file is written.
 
         Args:
             train: The training data that ``fit`` will get. Data that can be read only once is not read.

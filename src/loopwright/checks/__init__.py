@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from loopwright.batches import check_loader
 from loopwright.checks.failure import in_words
 from loopwright.checks.of_data import batch_norm, inputs, labels, separate_data, shuffled_classes, validation_runs
 from loopwright.checks.of_loss import loss_at_start, loss_input, loss_is_finite, reduction, shapes
@@ -19,9 +18,11 @@ from loopwright.checks.of_training import (
     reached_alike,
     step_runs,
 )
+from loopwright.checks.probing import probe
 from loopwright.checks.rehearsal import AsFound, Subject, duplicate, evaluate, in_place, names_of, train
 from loopwright.checks.sampling import sample_of
 from loopwright.checks.seen import Seen
+from loopwright.planning import check_loader
 from loopwright.preflight import Check, Preflight
 from loopwright.randomness import deterministic_kernels, generators_of
 from loopwright.schedule import check_count
@@ -90,6 +91,8 @@ def _rehearse(seen: Seen, found: AsFound) -> None:
         seen.first = train(parts, batches, names_of(parts.model), update=False)
         if seen.first.error is None and reached_alike(seen):
             seen.redrawn = train(parts, batches, names_of(parts.model), update=False)
+            if reached_alike(seen):
+                seen.probed = probe(parts, batches, names_of(parts.model))
         return
     seen.first = train(twin, batches, names_of(twin.model, subject.model))
     if seen.first.error is not None:
@@ -101,6 +104,8 @@ def _rehearse(seen: Seen, found: AsFound) -> None:
     del again
     if reached_alike(seen) and (other := _copy(seen)) is not None:  # the generators have moved on
         seen.redrawn = train(other, batches, names_of(other.model, subject.model))
+        if reached_alike(seen):
+            seen.probed = probe(other, batches, names_of(other.model, subject.model))
 
 
 def _copy(seen: Seen) -> Subject | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import random
@@ -27,7 +28,15 @@ def held_by(roots: Iterable[object]) -> list[Any]:
     is called, and short lists, tuples, sets and dicts. Attributes of other objects are not: neither ``config.teacher``
     nor ``library.teacher`` is found.
     """
-    found: dict[int, Any] = {}
+    return [value for value in walk(roots) if _is_held(value)]
+
+
+def _is_held(value: object) -> bool:
+    return isinstance(value, (nn.Module, Optimizer)) or is_generator(value)
+
+
+def walk(roots: Iterable[object]) -> list[Any]:
+    """All that is looked at, each once."""
     looked_at: dict[int, Any] = {}  # held, so that no id is used again
     waiting = [part for root in roots for part in (root, *_of_owner(root))]
     first = {id(part) for part in waiting}
@@ -36,24 +45,25 @@ def held_by(roots: Iterable[object]) -> list[Any]:
         if id(value) in looked_at:
             continue
         looked_at[id(value)] = value
-        if isinstance(value, (nn.Module, Optimizer)) or is_generator(value):
-            found[id(value)] = value
-        elif not isinstance(value, types.FunctionType) or id(value) in first or _is_users(value):
+        followed = not isinstance(value, types.FunctionType) or id(value) in first or is_users(value)
+        if not _is_held(value) and followed:
             waiting += _parts(value)
-    return list(found.values())
+    return list(looked_at.values())
 
 
 def _of_owner(root: object) -> list[object]:
-    """The attributes of a step that is an object, or a method of one."""
+    """The attributes of a step that is an object, or a method of one, and the table of them."""
     while isinstance(root, functools.partial):
         root = root.func
     owner = getattr(root, "__self__", root)
     if isinstance(owner, (types.FunctionType, types.ModuleType, type, nn.Module)):
         return []
-    return [*getattr(owner, "__dict__", {}).values(), vars(type(owner)).get("__call__")]
+    attributes = getattr(owner, "__dict__", {})
+    return [attributes, *attributes.values(), vars(type(owner)).get("__call__")]
 
 
-def _is_users(function: types.FunctionType) -> bool:
+def is_users(function: types.FunctionType) -> bool:
+    """Whether a function is of somebody's own, and may hold what is a step's."""
     return (function.__module__ or "").partition(".")[0] not in _OTHERS
 
 
@@ -81,20 +91,20 @@ def _parts(value: object) -> Iterator[object]:
                 continue  # not assigned yet
         yield from value.__defaults__ or ()
         yield from (value.__kwdefaults__ or {}).values()
-        yield from (value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__)
+        yield from (value.__globals__[name] for name in names_in(value.__code__) if name in value.__globals__)
         yield getattr(value, "__wrapped__", None)
-    elif isinstance(value, (list, tuple, set, frozenset)) and len(value) <= _LOOKED_INTO:
+    elif isinstance(value, (list, tuple, set, frozenset, collections.deque)) and len(value) <= _LOOKED_INTO:
         yield from value
     elif isinstance(value, dict) and len(value) <= _LOOKED_INTO:
         yield from value.values()
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def names_in(code: types.CodeType) -> Iterator[str]:
     """The names of globals, among others, in a function and in those within it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from names_in(constant)
 
 
 def state_of(generator: Any) -> Callable[[], object]:

@@ -39,6 +39,8 @@ def parameters_reached(seen: Seen) -> Check:
     if missing and _reached_vary(seen):
         what = f"{len(missing)} of {len(trainable)} got none in {batches}: {listed(missing)}"
         why = "which ones get a gradient differs from batch to batch, or with the random numbers"
+        if seen.probed is not None:
+            why = "with other inputs others get one"
         return Check(name, "not applicable", f"{what}; but {why}, so that others may reach them")
     if missing:
         return Check(
@@ -83,7 +85,7 @@ def reached_alike(seen: Seen) -> bool:
 
 def _reached_vary(seen: Seen) -> bool:
     """Whether backward passes have reached different parameters, as where experts are chosen or layers dropped."""
-    runs = [run for run in (seen.first, seen.second, seen.redrawn) if run is not None]
+    runs = [run for run in (seen.first, seen.second, seen.redrawn, seen.probed) if run is not None]
     return len({reached for run in runs for reached in run.reached_each}) > 1
 
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from loopwright.checks.held import OptimizerAsFound, held_by, is_generator, state_of
 from loopwright.checks.recorder import Record, Recorder, fingerprint
 from loopwright.checks.sampling import copied_batch
+from loopwright.checks.surroundings import SurroundingsAsFound
 from loopwright.device import map_tensors, mover, place
 from loopwright.modes import evaluating
 from loopwright.precision import Precision, autocast, grad_scaler
@@ -148,9 +149,10 @@ class AsFound:
     """Puts back on leaving what a step may have changed: weights, buffers, gradients, attributes, modes, generators.
 
     So it is with the trainer's parts, with the modules, optimizers and generators that the step refers to (see
-    ``held_by``), and for a step that is given a copy and holds the original. What is not undone: what an attribute's
-    own list or dict has taken in, lazy parameters that got their shapes, and whatever else a step changes outside: its
-    own variables, lists, plain tensors, attributes of other objects, files.
+    ``held_by``), and for a step that is given a copy and holds the original. Its variables, lists and plain tensors are
+    put back at the end, and not between the passes: a step that depends on them is not the same twice, and is to be
+    seen so. What is not undone: what an attribute's own list or dict has taken in, lazy parameters that got their
+    shapes, and whatever else a step changes outside: attributes of other objects, files.
     """
 
     def __init__(self, subject: Subject, own: Iterable[torch.Generator]) -> None:
@@ -171,6 +173,7 @@ class AsFound:
         self._tensors = [(tensor, tensor.detach().to("cpu", copy=True), tensor.requires_grad) for tensor in tensors]
         self._gradients = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf]
         self._attributes = [_attributes(module) for module in self._modules]
+        self._surroundings = SurroundingsAsFound((subject.step, subject.loss))
 
     def rewind(self) -> None:
         """Put all back for the next pass, which begins without gradients as the first did."""
@@ -184,6 +187,7 @@ class AsFound:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._surroundings.restore()
         self._restore()
         for tensor, gradient in self._gradients:
             tensor.grad = gradient

@@ -29,6 +29,7 @@ class Seen:
     first: Rehearsed | None = None
     second: Rehearsed | None = None
     redrawn: Rehearsed | None = None  # with other random numbers, where parameters were not reached
+    probed: Rehearsed | None = None  # on random inputs, where they were still not reached
     validated: Rehearsed | None = None
     why_no_copy: str = ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loopwright.explaining.facts import Facts, Lines
 from loopwright.explaining.lines import (
     autocast,
+    call,
     checked,
     counted,
     function,
@@ -25,7 +26,7 @@ def validated(f: Facts, assign: str) -> Lines:
     arguments += ["metrics"] if f.metrics else []
     arguments += ["device"] if f.moves else []
     lines = [f"{assign}evaluate({', '.join(arguments)})"]
-    if f.schedule == "step" and (f.monitor or "").startswith("val/"):
+    if f.waits:
         lines.append(f"fresh = {assign.partition(' ')[0]}[monitor]")
     return lines
 
@@ -34,11 +35,11 @@ def moved(f: Facts) -> Lines:
     """``_move_schedule``: the learning rate's move."""
     if f.monitor is None:
         return ["scheduler.step()"]
-    if f.schedule == "epoch":
+    if f.schedule == "epoch" and not f.waits:
         if f.monitor.startswith("val/") and f.validate_epochs != 1:
             return ["if monitor in row:  # it moves only on a fresh value", "    scheduler.step(row[monitor])"]
         return ["scheduler.step(row[monitor])"]
-    if f.monitor.startswith("val/"):
+    if f.waits:
         return ["if fresh is not None:", "    scheduler.step(fresh)", "    fresh = None"]
     name = quoted(f.monitor.removeprefix("train/"))
     if not f.listed:
@@ -223,7 +224,7 @@ def _averaged_and_clipped(f: Facts, level: int) -> Lines:
         lines += _averaged(f, level)
     lines += hook(f, "on_before_step", level)
     if f.clip_norm is not None:
-        lines += _clipped(f)
+        lines += _clipped(f, level)
     return lines
 
 
@@ -250,16 +251,20 @@ def _averaged(f: Facts, level: int) -> Lines:
     ]
 
 
-def _clipped(f: Facts) -> Lines:
-    call = f"torch.nn.utils.clip_grad_norm_({parameters(f)}, clip_norm)"
+def _clipped(f: Facts, level: int) -> Lines:
     # Under fp16 an infinite norm is the scaler's to handle.
     if f.policy != "raise" or f.scaled:
-        return [call]
-    return [f"norm = {call}", *checked(f, "norm", "the gradients' norm")]
+        return [f"torch.nn.utils.clip_grad_norm_({parameters(f)}, clip_norm)"]
+    return [
+        f"grads = [p.grad for p in {parameters(f)} if p.grad is not None]",
+        "norm = torch.nn.utils.get_total_norm(grads)",
+        *checked(f, "norm", "the gradients' norm"),
+        *call("torch.nn.utils.clip_grads_with_norm_", [parameters(f), "clip_norm", "norm"], "", level),
+    ]
 
 
 def _scaled_step(f: Facts, level: int) -> Lines:
-    return [
+    lines = [
         "scale = scaler.get_scale()",
         "scaler.step(optimizer)  # not where a gradient has become infinite",
         "scaler.update()",
@@ -267,6 +272,10 @@ def _scaled_step(f: Facts, level: int) -> Lines:
         "if stepped:",
         *indented(_stepped(f, level + 1)),
     ]
+    if f.policy == "raise":
+        lines.append("elif scaler.get_scale() < 2**-16:  # no scale would do")
+        lines.append('    raise FloatingPointError(f"bad gradients at step {step + 1}")')
+    return lines
 
 
 def _stepped(f: Facts, level: int) -> Lines:
@@ -293,7 +302,7 @@ def _by_closure(f: Facts) -> Lines:
     inner += hook(f, "on_backward_end", 4)
     inner += hook(f, "on_before_step", 4, ", in the first evaluation")
     if f.clip_norm is not None:
-        inner += _clipped(f)
+        inner += _clipped(f, 4)
     kept = "(values, weight)" if f.measures else f"(loss.item(), {f.weight})"
     inner += [f"evaluations.append({kept})", "return loss.detach()"]
     lines += ["evaluations = []", "", "def closure():", *indented(inner), ""]

@@ -52,6 +52,7 @@ class Facts:
         beside: The model has trainable parameters that the optimizer does not hold.
         foreign: The optimizer holds parameters that the model does not have.
         sparse: Gradients may be sparse.
+        lazy: Some parameter has not got its shape yet, as that of a lazy module that nobody calls.
         closure: The optimizer evaluates the loss itself.
         hooks: Hooks to the names of the callbacks that override them; empty where they are not to be shown.
         saves: The callbacks at whose word the loop saves.
@@ -89,6 +90,7 @@ class Facts:
     beside: bool = False
     foreign: bool = False
     sparse: bool = False
+    lazy: bool = False
     closure: bool = False
     hooks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     saves: Sequence[str] = ()
@@ -139,6 +141,13 @@ class Facts:
     def ends_matter(self) -> bool:
         """Whether anything is done at the end of whole epochs only."""
         return self.schedule == "epoch" or self.validate_epochs is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a score may wait for the scheduler's next move: it moves elsewhere, or not after a skipped epoch."""
+        if self.schedule is None or self.monitor is None or not self.monitor.startswith("val/"):
+            return False
+        return self.schedule == "step" or (self.may_skip and (self.validate_epochs or 1) > 1)
 
     @property
     def flagged(self) -> bool:

@@ -24,11 +24,12 @@ def hook(f: Facts, hook: str, level: int, remark: str = "") -> Lines:
     return note(f"{hook}{remark}: {', '.join(names)}", level) if names else []
 
 
-def call(head: str, arguments: Sequence[str], tail: str) -> Lines:
-    """A call or a definition, broken as ruff breaks it."""
-    if len(line := f"{head}({', '.join(arguments)}){tail}") <= WIDTH:
+def call(head: str, arguments: Sequence[str], tail: str, level: int = 0) -> Lines:
+    """A call or a definition, broken as ruff breaks it at that level."""
+    width = WIDTH - 4 * level
+    if len(line := f"{head}({', '.join(arguments)}){tail}") <= width:
         return [line]
-    if len(line := f"    {', '.join(arguments)}") <= WIDTH:
+    if len(line := f"    {', '.join(arguments)}") <= width:
         return [f"{head}(", line, f"){tail}"]
     return [f"{head}(", *(f"    {argument}," for argument in arguments), f"){tail}"]
 

@@ -166,11 +166,17 @@ def check_finite() -> Lines:
                 raise FloatingPointError(f"{name} is {value.item()} at step {step}")''').split("\n")
 
 
-def check_weights() -> Lines:
+def check_weights(f: Facts) -> Lines:
     """``Guard.parameters``."""
-    return textwrap.dedent('''\
+    lines = textwrap.dedent('''\
         def check_weights(model):
             """Raise an error where a weight has become NaN or infinite."""
             for name, p in model.named_parameters():
                 if p.requires_grad and not p.isfinite().all():
                     raise FloatingPointError(f"{name} is not finite any more")''').split("\n")
+    if f.lazy:
+        lines[3:3] = [
+            "        if torch.nn.parameter.is_lazy(p):",
+            "            continue  # of a module that was never called: it holds nothing yet",
+        ]
+    return lines

@@ -52,7 +52,7 @@ def source(f: Facts) -> str:
     if f.policy == "raise":
         parts.append(check_finite())
     if f.policy != "ignore":
-        parts.append(check_weights())
+        parts.append(check_weights(f))
     return "\n\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
@@ -86,7 +86,7 @@ def _train(f: Facts) -> Lines:
         # What the scaler is for stands where it is used.
         body.append(f"scaler = torch.amp.GradScaler({device_type(f)})")
     body.append("history = []")
-    if f.schedule == "step" and (f.monitor or "").startswith("val/"):
+    if f.waits:
         body.append("fresh = None  # the newest value that the scheduler has not seen yet")
     if f.by_epochs:
         body += ["step = 0  # optimizer steps made", "for epoch in range(1, epochs + 1):"]

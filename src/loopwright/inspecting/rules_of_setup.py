@@ -77,8 +77,10 @@ def unused(evidence: Evidence) -> Iterator[Finding]:
         f"{listed([p.name for p in idle])} got no gradient in {len(seen)} inspections",
         "it is called, but its output does not reach the loss: detach(), .data, no_grad() or numpy() on the way"
         if last.turn >= 0
-        else "the forward pass does not call it",
-        "take the detach() away" if last.turn >= 0 else "call it in forward, or take it out of the model",
+        else "the forward pass did not call it there",
+        "take the detach() away"
+        if last.turn >= 0
+        else "call it in forward, or take it out of the model; experts that a router passes by need a balancing loss",
         parameters=len(idle),
         inspections=len(seen),
     )

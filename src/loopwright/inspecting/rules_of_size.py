@@ -151,7 +151,7 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
 def spikes(evidence: Evidence) -> Iterator[Finding]:
     """The norm of the gradient jumps, and comes back, more than once."""
     norms = [one.total for one in evidence.inspections]
-    start = max((n for n in norms[:3] if math.isfinite(n)), default=0.0)
+    start = statistics.median([n for n in norms[:3] if math.isfinite(n)] or [0.0])  # one of them may be a spike
     jumps = [
         t
         for t in range(3, len(norms))

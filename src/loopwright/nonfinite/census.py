@@ -53,7 +53,8 @@ def census(tensor: Tensor) -> Census | None:
     infinite = bad & ~nan
     below = infinite & (plain.real < 0 if plain.is_complex() else plain < 0)
     counts = [int(found.sum()) for found in (nan, infinite, below)]
-    length = len(plain) if plain.ndim and not tensor.is_sparse else None
+    mapped = plain.ndim and not tensor.is_sparse and _first_is_first(tensor)
+    length = len(plain) if mapped else None
     rows = [] if length is None else bad.reshape(length, -1).any(1).nonzero()[:_ROWS, 0].tolist()
     return Census(plain.numel(), counts[0], counts[1] - counts[2], counts[2], length, tuple(rows), tensor.dtype)
 
@@ -104,8 +105,25 @@ def joined(words: list[str], limit: int = 5) -> str:
     return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor within those that transforms of torch.func wrap around it; for vmap, with all that it stands for."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _first_is_first(tensor: Tensor) -> bool:
+    """Whether the first dimension is that of the batch; of a wrapped tensor, whether vmap has put it there."""
+    functorch = torch._C._functorch
+    if not functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    inner = functorch.get_unwrapped(tensor)
+    return functorch.is_batchedtensor(tensor) and functorch.maybe_get_bdim(tensor) == 0 and inner is unwrapped(inner)
+
+
 def _plain(tensor: Tensor) -> Tensor | None:
     """The elements as a tensor that can be counted, or None where they cannot be infinite."""
+    tensor = unwrapped(tensor)
     if (
         is_lazy(tensor)
         or not (tensor.is_floating_point() or tensor.is_complex())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from torch import Tensor
 from loopwright.batches import EpochData
 from loopwright.checkpoint import latest_checkpoint
 from loopwright.checkpoint.manifest import read_manifest
+from loopwright.device import move
 from loopwright.errors import NonFiniteError
 from loopwright.nonfinite.census import Census, census, joined, span, tensors_in
 from loopwright.nonfinite.reasons import SOFTMAXES, backward_reason, forward_reason
 from loopwright.nonfinite.rerun import Replay, Seen, run_again
-from loopwright.nonfinite.watch import Event, Place, is_constant
+from loopwright.nonfinite.watch import Event, is_constant
+from loopwright.nonfinite.words import listed, made_by, named
 from loopwright.state import State
 from loopwright.step import Output, batch_size
 from loopwright.weights import plain_module
 
-_LISTED = 10  # rows and samples in a message
 _GROWN = 1e6  # a weight that no training at a sound learning rate comes to
 
 
@@ -116,7 +117,7 @@ class Culprit:
             error.cause = "backward"
             error.details.append(f"gradients: not finite are those of {joined(error.parameters)}; the loss is finite")
             if error.samples:
-                error.details.append(f"samples: {_listed(error.samples)}")
+                error.details.append(f"samples: {listed(error.samples)}")
             return
         weights = _names(self._state, lambda parameter: parameter)
         there = self._data.again(number) if batch is None else batch
@@ -137,11 +138,11 @@ class Culprit:
                 error.details.append(
                     f"gradients: not finite are those of {joined(error.parameters)}; the loss is finite"
                 )
-            self._of_gradient(error, self._seen(batch, backward=True))
+            self._of_gradient(error, self._seen(batch, backward=True), inputs, batch)
         else:
-            self._of_loss(error, self._seen(batch, backward=False), inputs, batch)
+            self._of_loss(error, *self._seen_anew(error, batch, inputs, number))
         if error.samples and not error.bad_samples:
-            error.details.append(f"samples: {_listed(error.samples)}")
+            error.details.append(f"samples: {listed(error.samples)}")
 
     def _seen(self, batch: Any, *, backward: bool) -> Seen:
         model = plain_module(self._state.model)
@@ -150,7 +151,42 @@ class Culprit:
             with self._autocast or contextlib.nullcontext():
                 return self._step(model, batch)
 
-        return run_again(step, model, batch, self._replay, (self._loss,), backward=backward)
+        return run_again(step, model, batch, self._replay, (self._loss,), with_backward=backward)
+
+    def _seen_anew(
+        self, error: NonFiniteError, batch: Any, inputs: dict[str, Census], number: int
+    ) -> tuple[Seen, dict[str, Census], Any]:
+        """What the batch's second run shows, what of it is not finite, and the batch.
+
+        A step, or a hook, may have written to the batch in hand. Where another can be had, and that one is finite, it
+        is the one to run.
+        """
+        try:
+            seen = self._seen(batch, backward=False)
+            if not inputs:
+                return seen, inputs, batch
+        except Exception as problem:
+            fresh = self._fresh(number)
+            if fresh is not None and _paths(fresh) != _paths(batch):  # the step has taken something out of it
+                return self._seen(fresh, backward=False), {}, fresh
+            _of_inputs(error, inputs)  # known all the same
+            if isinstance(problem, LookupError):
+                error.inexact.append("the step may have taken something out of its batch")
+            raise
+        if (fresh := self._fresh(number)) is None:
+            return seen, inputs, batch
+        again = self._seen(fresh, backward=False)
+        if again.chain:
+            error.details.append("input: fetched once more, the batch is finite: it is the step that writes to it")
+            error.inputs = []
+            return again, {}, fresh
+        error.inexact.append("fetched once more, the batch is finite: a hook may have written to it")
+        return seen, inputs, batch
+
+    def _fresh(self, number: int) -> Any:
+        """The batch, fetched once more, where it is to be had and is finite; else None."""
+        fresh = move(self._data.again(number), self._state.device)
+        return fresh if all(census(tensor) is None for _, tensor in tensors_in(fresh, "")) else None
 
     def _of_closure(self, error: NonFiniteError) -> None:
         """What is advised for other optimizers would not help one that evaluates the loss several times."""
@@ -163,21 +199,23 @@ class Culprit:
     def _of_parameters(self, error: NonFiniteError) -> None:
         """They were found at a save or at the end: what did the last step's gradients look like?"""
         gradients, step = _names(self._state, _gradient), self._state.progress.step
-        progress = self._state.progress
+        progress, plan = self._state.progress, self._state.plan
         error.step = step or None
-        if gradients and progress.batch and self._state.plan.accumulate == 1:
+        if step and progress.batch and plan.accumulate == 1:
             error.epoch, error.batch = progress.epoch + 1, progress.batch
-            error.samples = self._data.samples(progress.batch - 1)
+        elif step and progress.epoch and plan.batches and plan.accumulate == 1 and not progress.skipped:
+            error.epoch, error.batch = progress.epoch, plan.batches  # the epoch's last
+        where = f", of {error.place}," if error.place else ""
         if gradients:
             error.cause = "backward"
-            where = f", of {error.place}," if error.place else ""
+            error.samples = None if error.batch is None else self._data.samples(error.batch - 1)
             error.details.append(f"where: the gradients of step {step}{where} are not finite: {joined(gradients)}")
             if error.samples:
-                error.details.append(f"samples: {_listed(error.samples)}")
+                error.details.append(f"samples: {listed(error.samples)}")
             error.why = "so it was that step, the last one, which ruined the weights; its loss was finite"
         elif step:
             error.cause = "update"
-            error.details.append(f"where: the gradients of step {step}, the last one, are finite")
+            error.details.append(f"where: the gradients of step {step}, the last one{where or ','} are finite")
             error.why = "so it was the optimizer's update that was too large, or somebody else wrote to the weights"
 
     def _of_weights(self, error: NonFiniteError, weights: list[str]) -> None:
@@ -226,14 +264,14 @@ class Culprit:
         turned = next((event for event in rest if event.found.nan), None)
         if sources and not _masked(origin, seen.chain):
             rows = _rows(error, inputs[sources[0]], batch)
-            _of_inputs(error, {source: inputs[source] for source in sources}, rows, first=_named(origin.place))
+            _of_inputs(error, {source: inputs[source] for source in sources}, rows, first=named(origin.place))
             return
         error.cause = "loss" if origin.place.module is None else "forward"
-        where = f"where: first in {_named(origin.place)}: {origin.found}{rows}"
+        where = f"where: first in {named(origin.place)}: {origin.found}{rows}"
         if turned is not None and not origin.found.nan:
-            where += f"; NaN since {_named(turned.place)}"
+            where += f"; NaN since {named(turned.place)}"
         if is_constant(seen.chain[0]) and origin is not seen.chain[0]:
-            where += f"; the infinity that went in is that of {_named(seen.chain[0].place)}"
+            where += f"; the infinity that went in is that of {named(seen.chain[0].place)}"
         others = {source: found for source, found in origin.sources.items() if source not in inputs}
         words = [source if found is None else f"{source}, which holds {found}" for source, found in others.items()]
         error.details.insert(0, where + (f"; what went in: {joined(words)}" if words else ""))
@@ -243,10 +281,15 @@ class Culprit:
         if others and not _masked(origin, seen.chain):
             error.why = f"{joined(list(others))} {'were' if len(others) > 1 else 'was'} not finite before it"
             error.fix = "a look at where that is made or written to"
+            known = {f"parameter {name}": name for name, _ in plain_module(self._state.model).named_parameters()}
+            error.parameters = [known[source] for source in others if source in known]
+            if error.parameters:
+                error.cause = "weights"  # of a frozen part: the others have been looked at
+                error.fix = "a look at how it was made or loaded: it is frozen, so that no step has changed it"
         if sources:
             error.details.append(f"input: {_inputs({source: inputs[source] for source in sources})}")
 
-    def _of_gradient(self, error: NonFiniteError, seen: Seen) -> None:
+    def _of_gradient(self, error: NonFiniteError, seen: Seen, inputs: dict[str, Census], batch: Any) -> None:
         error.inexact += seen.inexact
         state, accumulate = self._state, self._state.plan.accumulate
         first, here = state.progress.batch // accumulate * accumulate + 1, state.progress.batch + 1
@@ -260,10 +303,17 @@ class Culprit:
             error.details.append("where: every gradient is finite by itself, but the sum of their squares is not")
             error.why = "the gradients are too large for their number format"
         elif seen.backward is not None:
-            place = seen.backward
-            error.cause, error.module, error.operation = "backward", place.module, place.operation or None
-            error.details.insert(0, f"where: first in the backward of {_named(place)}")
-            error.why, error.fix = backward_reason(place.operation)
+            made, place = seen.backward, seen.backward.place
+            error.cause, error.module = "backward", place.module
+            error.operation = place.operation if made.maker in ("operation", "own") else None
+            rows = "" if made.parameter else _rows(error, made.found, batch)
+            error.details.insert(0, f"where: first in {made_by(made)}{rows}")
+            error.why, error.fix = backward_reason(place.operation, made.maker)
+            if inputs:
+                error.details.insert(1, f"input: {_inputs(inputs)}")
+            if made.maker == "operation" and any(found.nan for found in inputs.values()):
+                error.why = "NaN in the batch that torch.where hides from the loss is in the gradient: 0 * NaN is NaN"
+                error.fix = "fill it in before anything is computed from it: torch.nan_to_num, and then torch.where"
         elif accumulate > 1 and not seen.bad_gradients and first < here:
             error.details.append(
                 f"where: in one of the batches {first} to {here - 1} of the window; run once more, batch {here} gave "
@@ -271,6 +321,15 @@ class Culprit:
             )
         elif seen.gradients and not seen.bad_gradients:
             error.details.append("where: run once more, the batch gave finite gradients; a hook may change them")
+            error.why = (
+                "backward did not make it: a callback's on_backward_end or on_before_step, or a parameter's own hook, "
+                "may have written it, or the step is not the same each time"
+            )
+            error.fix = "a look at what writes to the gradients"
+
+
+def _paths(batch: Any) -> list[str]:
+    return [path for path, _ in tensors_in(batch, "")]
 
 
 def _largest(state: State[Any]) -> float:
@@ -297,24 +356,32 @@ def _names(state: State[Any], of: Callable[[Tensor], Tensor | None]) -> list[str
     return found
 
 
-def _named(place: Place) -> str:
-    """Where, in words."""
-    line = "" if place.line is None else f" ({place.line})"
-    kind = f" {place.kind}" if place.kind else ""
-    if place.module is None:
-        inside = f"the loss,{kind}" if kind else "the loss or the step, outside of the model"
-    else:
-        inside = f"the module {place.module!r},{kind}" if place.module else f"the model's own forward,{kind}"
-    return f"{place.operation} in {inside}{line}" if place.operation else f"{inside}{line}"
-
-
 def _origin(chain: Sequence[Event]) -> tuple[Event, Sequence[Event]]:
     """The event to blame, and those after it: masks, whose infinities are meant, are passed over."""
+    meant = _meant(chain)
     for index, event in enumerate(chain):
-        meant = is_constant(event) or (_masked(event, chain) and not event.found.nan)
-        if not meant or index == len(chain) - 1:
+        if event.order not in meant or index == len(chain) - 1:
             return event, chain[index + 1 :]
     raise AssertionError("a chain has an end")
+
+
+def _meant(chain: Sequence[Event]) -> set[int]:
+    """The numbers of the events whose infinities somebody wrote down, or which only carry those on to a softmax."""
+    known: dict[int, Event] = {}
+    waiting = list(chain)
+    while waiting:
+        event = waiting.pop()
+        if event.order not in known:
+            known[event.order] = event
+            waiting += event.parents
+    masks = any(event.facts.operation in SOFTMAXES for event in chain)
+    meant: set[int] = set()
+    for order, event in sorted(known.items()):
+        carried = masks and not event.found.above and bool(event.parents) and not event.sources
+        carried = carried and all(parent.order in meant for parent in event.parents)
+        if is_constant(event) or (not event.found.nan and (carried or _masked(event, chain))):
+            meant.add(order)
+    return meant
 
 
 def _masked(event: Event, chain: Sequence[Event]) -> bool:
@@ -329,13 +396,16 @@ def _of_inputs(
 ) -> None:
     if not inputs:
         return
+    if first is None and all(not (found.nan or found.above) for found in inputs.values()):
+        error.details.append(f"input: {_inputs(inputs)}, which a mask may mean")
+        return
     error.cause, error.inputs = "input", list(inputs)
     if rows is None:
         rows = _rows(error, next(iter(inputs.values())), None)
     used = "" if first is None else f"; first used by {first}"
     error.details.insert(0, f"where: in the data: {_inputs(inputs)}{rows}{used}")
     error.why = "the batch was so before anything was computed from it"
-    look = f"a look at sample{'s' if len(error.bad_samples) > 1 else ''} {_listed(error.bad_samples)}"
+    look = f"a look at sample{'s' if len(error.bad_samples) > 1 else ''} {listed(error.bad_samples)}"
     error.fix = (
         f"{look if error.bad_samples else 'a look at the data of that batch'}: leave it out, or fill in what is "
         'missing; on_nonfinite="skip" drops such batches'
@@ -351,11 +421,11 @@ def _rows(error: NonFiniteError, found: Census, batch: Any) -> str:
     size = len(error.samples) if error.samples is not None else None if batch is None else batch_size(batch)
     if size is None or found.length != size or not found.rows or (size > 1 and len(found.rows) == size):
         return ""
-    rows = f"row{'s' if len(found.rows) > 1 else ''} {_listed([row + 1 for row in found.rows])} of {size}"
+    rows = f"row{'s' if len(found.rows) > 1 else ''} {listed([row + 1 for row in found.rows])} of {size}"
     if error.samples is None:
         return f", {rows}"
     error.bad_samples = [error.samples[row] for row in found.rows]
-    return f", {rows}: sample{'s' if len(found.rows) > 1 else ''} {_listed(error.bad_samples)}"
+    return f", {rows}: sample{'s' if len(found.rows) > 1 else ''} {listed(error.bad_samples)}"
 
 
 def _terms(error: NonFiniteError, output: Output) -> list[str]:
@@ -374,9 +444,3 @@ def _terms(error: NonFiniteError, output: Output) -> list[str]:
     if words:
         error.details.append(f"terms: {'; '.join(words)}")
     return bad
-
-
-def _listed(numbers: Iterable[Any]) -> str:
-    listed = [str(number) for number in numbers]
-    more = f", ... ({len(listed)} in all)" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more

@@ -73,6 +73,9 @@ _MEANS = frozenset(["mean", "nanmean", "cross_entropy", "nll_loss"])
 _NORMS = frozenset(
     ["norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "normalize", "dist", "cdist", "pairwise_distance"]
 )
+_NORMALISATIONS = frozenset(["layer_norm", "batch_norm", "instance_norm", "group_norm", "rms_norm"])
+_BY_NORM = frozenset(["_weight_norm", "weight_norm", "normalize", "cosine_similarity", "cosine_embedding_loss"])
+_DERIVATIVES = frozenset(["grad", "backward", "vjp", "jacrev", "jacfwd", "jacobian", "hessian"])
 _MARGIN = "smaller learning rate, inputs and targets scaled to about 1, or a normalisation layer before it"
 
 
@@ -102,6 +105,11 @@ def forward_reason(facts: Facts) -> tuple[str, str]:
     name, low = facts.operation, facts.low
     if facts.dtype == torch.float16 and _largest(facts) > torch.finfo(torch.float16).max:
         return _overflow(facts)  # it was infinite as soon as it was brought into that format
+    if not name:
+        return (
+            "what it does inside could not be seen: scripted code, another thread, or none of torch's functions",
+            f"a look at what it does there; the largest number that it was given is {_largest(facts):.4g}",
+        )
     if name in _LOGARITHMS and low is not None:
         return (
             f"it has no finite value at or below {-1 if name == 'log1p' else 0}, and was asked for that of {low:.4g}",
@@ -114,6 +122,26 @@ def forward_reason(facts: Facts) -> tuple[str, str]:
         return (
             "it divides by zero" + (", and zero by zero is NaN" if facts.nan else ""),
             "add a small number to the divisor, or clamp it: a / b.clamp(min=1e-8)",
+        )
+    if name in _NORMALISATIONS and facts.nan and not facts.infinite:
+        return (
+            "it divides by the spread of what went in, which is 0 with an eps too small for it, or cannot be computed",
+            "eps=1e-5 or larger, or a look at what is given to it there",
+        )
+    if name in _BY_NORM and facts.nan and not facts.infinite:
+        return (
+            "it divides by a norm, and that of a row of zeros is 0",
+            "give no row that is all 0; begin with other weights than 0",
+        )
+    if name in _DERIVATIVES:
+        return (
+            "a derivative that it computes is not finite, though what it is the derivative of may be",
+            "keep the arguments of sqrt, norm and pow in there away from 0: (x + 1e-8).sqrt()",
+        )
+    if name == "ctc_loss" and not facts.nan:
+        return (
+            "a target that is longer than its input has no alignment, and the loss of none is infinite",
+            "zero_infinity=True, or leave such samples out: repeated labels need a place more each",
         )
     if name in SOFTMAXES and facts.infinite:
         return (
@@ -156,8 +184,22 @@ def _overflow(facts: Facts) -> tuple[str, str]:
     return f"{limit}{reached}", f"a {_MARGIN}"
 
 
-def backward_reason(operation: str) -> tuple[str, str]:
-    """Why the derivative of an operation is not finite where its value is, and the fix."""
+def backward_reason(operation: str, maker: str = "operation") -> tuple[str, str]:
+    """Why a gradient is not finite where those that it was made of are, and the fix.
+
+    Args:
+        operation: What it is the derivative of.
+        maker: What made it, as ``Backward.maker`` has it.
+    """
+    if maker == "own":
+        return (
+            f"what {operation}.backward returns is not finite, though what it was given is",
+            f"a look at {operation}.backward: a division by 0, or an overflow",
+        )
+    if maker.endswith("hook"):
+        return "the hook was given finite gradients, and has put others in their place", "a look at that hook"
+    if maker == "sum":
+        return "each of them is finite, and their sum is too large for the number format", f"a {_MARGIN}"
     if operation in _ROOTS | _POWERS | _NORMS | _SPREADS:
         return (
             "its value is finite, but its derivative at 0 is infinite, and 0 times infinity is NaN",

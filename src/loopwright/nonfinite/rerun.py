@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from loopwright.nonfinite.census import census, same, tensors_in
-from loopwright.nonfinite.watch import Event, Place, Watch
+from loopwright.nonfinite.gradients import Backward, backward
+from loopwright.nonfinite.watch import Event, Watch
 from loopwright.randomness import RandomState
 from loopwright.step import Output, as_output
 from loopwright.weights import plain_module
@@ -65,7 +66,7 @@ class Seen:
         output: What the step returned, detached.
         loss: Its loss.
         chain: From where it first was not finite to the loss, which itself may be the last; empty where all was finite.
-        backward: The first operation whose backward made something that is not finite of finite numbers; likewise.
+        backward: What made the first gradient that is not finite of finite ones, if anything did.
         gradients: Whether the gradients were computed.
         bad_gradients: The parameters whose gradients are not finite.
         inexact: Why this may not be what happened the first time.
@@ -74,9 +75,9 @@ class Seen:
     output: Output
     loss: float
     chain: tuple[Event, ...]
-    backward: Place | None
+    backward: Backward | None
     gradients: bool
-    bad_gradients: tuple[str, ...]
+    bad_gradients: list[str]
     inexact: tuple[str, ...]
 
 
@@ -87,7 +88,7 @@ def run_again(
     replay: Replay,
     others: Iterable[object] = (),
     *,
-    backward: bool,
+    with_backward: bool,
 ) -> Seen:
     """Run a step once more from where torch's random generators were, and watch every operation.
 
@@ -100,7 +101,7 @@ def run_again(
         batch: The batch, on its device.
         replay: Where the generators were.
         others: Further modules that the step may call, such as the loss.
-        backward: Whether to compute gradients as well, where the loss is finite.
+        with_backward: Whether to compute gradients as well, where the loss is finite.
     """
     model = plain_module(model)
     named: dict[str, Tensor] = dict(tensors_in(batch, "batch"))
@@ -110,18 +111,25 @@ def run_again(
     lost: list[str] = []
     with _untouched(modules, replay, lost) as moved, warnings.catch_warnings(), _eagerly():
         warnings.simplefilter("ignore")
-        watch = Watch(model, named)
-        before = moved()
+        watch = Watch(model, named, modules)
+        before, versions = moved(), [_version(tensor) for _, tensor in tensors_in(batch, "")]
         with watch.hooks(), watch:
             output = as_output(step())
         inexact = _inexact(model, before, moved(), replay)
-        loss, place, bad = output.loss, None, tuple[str, ...]()
+        if versions != [_version(tensor) for _, tensor in tensors_in(batch, "")]:
+            lost.append("the step writes to its batch, which is as the first run has left it")
+        loss, made, bad = output.loss, None, list[str]()
         chain = () if census(loss) is None else watch.chain(loss)
-        computed = backward and not chain and loss.requires_grad
+        computed = with_backward and not chain and loss.requires_grad
         if computed:
-            place, bad = watch.backward(loss, dict(model.named_parameters()))
+            made, bad = backward(watch, loss, dict(model.named_parameters()))
         output, number = output.detached(), float(loss.detach())
-    return Seen(output, number, chain, place, computed, bad, (*inexact, *lost))
+    return Seen(output, number, chain, made, computed, bad, (*inexact, *lost))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _eagerly() -> contextlib.AbstractContextManager[object]:

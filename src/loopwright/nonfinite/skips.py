@@ -6,7 +6,10 @@ import logging
 from collections import Counter
 from typing import Any
 
+import torch
+
 from loopwright.errors import NonFiniteError
+from loopwright.guard import NORM, NonFinitePolicy, error_at
 from loopwright.nonfinite.census import census, joined
 from loopwright.nonfinite.culprit import Culprit
 from loopwright.state import State
@@ -17,6 +20,7 @@ _WHY = {
     "scale": "their gradients did not fit into fp16 at any scale",
     "weights": "their batches had the weight 0",
 }
+_SMALLEST = 2.0**-16  # a loss scale that only gradients above a billion would need; it begins at 2**16
 _IN_A_ROW = 1000  # windows without end that may be skipped with no step between them
 
 logger: logging.Logger = logging.getLogger("loopwright")
@@ -29,16 +33,20 @@ class Skips:
         state: The run's.
         culprit: Looks into the first one. Its batch is not run again: the run goes on, and what a step of the
             user's keeps for itself would change by that.
+        policy: What to do about gradients that are not finite at whatever scale.
+        scaler: Of fp16.
     """
 
-    def __init__(self, state: State[Any], culprit: Culprit) -> None:
-        self._state, self._culprit = state, culprit
+    def __init__(
+        self, state: State[Any], culprit: Culprit, policy: NonFinitePolicy, scaler: torch.amp.GradScaler | None
+    ) -> None:
+        self._state, self._culprit, self._policy, self._scaler = state, culprit, policy, scaler
         self.begin()
 
     def begin(self) -> None:
         """A fit begins."""
         self._counts: Counter[str] = Counter()
-        self._steps = self._state.progress.step  # when the present row of skipped windows began
+        self._steps = self._begun = self._state.progress.step  # when the present row of skipped windows began
         self._row: Counter[str] = Counter()
         self._warned = False
         self._last = ""
@@ -64,7 +72,8 @@ class Skips:
             kind: What was at fault: ``"losses"``, ``"gradients"``, ``"scale"`` or ``"weights"``.
 
         Raises:
-            NonFiniteError: A great many in a row were, in data that may have no end.
+            NonFiniteError: A great many in a row were, in data that may have no end. Or gradients are not finite at so
+                small a scale that it is not at fault, and the policy is ``"raise"``.
         """
         progress = self._state.progress
         progress.skipped += 1
@@ -73,6 +82,8 @@ class Skips:
             self._steps = progress.step
             self._row.clear()
         self._row[kind] += 1
+        if kind == "scale":
+            self._look_at_scale()
         if self._row.total() >= _IN_A_ROW and self._state.plan.batches is None:
             raise NonFiniteError(
                 f"{self._row.total()} steps in a row were skipped, up to epoch {progress.epoch + 1}, "
@@ -81,8 +92,29 @@ class Skips:
                 fix="look at the data, or take a smaller learning rate",
             )
 
+    def _look_at_scale(self) -> None:
+        """Gradients that are not finite at the smallest scale would not be so at any."""
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        if scale >= _SMALLEST or self._policy == "ignore":
+            return
+        progress, accumulate = self._state.progress, self._state.plan.accumulate
+        batch = progress.batch // accumulate * accumulate
+        error = error_at(NORM, None, progress.epoch, batch, progress.step)
+        error.what += f"; it has been so {self._row['scale']} times in a row, down to a loss scale of {scale:g}"
+        error.compose()
+        if self._policy == "raise":
+            raise error
+        self.found(error)
+
     def end(self) -> None:
         """The fit has ended well."""
+        if self._counts["scale"] and self._state.progress.step == self._begun:
+            logger.warning(
+                "no optimizer step was made in this fit: %d were skipped, for their gradients were infinite or NaN at "
+                "the loss scale of the time; it begins large, and more steps bring it down; if it is not the scale, "
+                'precision="fp32" with clip_norm=1.0 says which gradient',
+                self._counts["scale"],
+            )
         skipped = self._counts["losses"] + self._counts["gradients"]
         if self._warned and skipped > 1:
             logger.warning(

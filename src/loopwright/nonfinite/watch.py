@@ -6,10 +6,9 @@ import bisect
 import contextlib
 import dataclasses
 import math
-import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,15 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode
 
-from loopwright.nonfinite.census import Census, census, span, tensors_in
+from loopwright.nonfinite.census import Census, census, span, tensors_in, unwrapped
 from loopwright.nonfinite.reasons import CONSTANTS, UNSET, Facts
 
-UNKNOWN = "something that was there before the step"
-_NUMBERED = re.compile(r"Backward\d+$")
+UNKNOWN = "something that the step did not make with torch's functions"
+BEFORE, AFTER = "a forward pre-hook", "a forward hook"
 _TORCH, _OWN = Path(torch.__file__).parent, Path(__file__).parent.parent
 _END = str(Path(__file__).parent / "rerun.py")  # the frame that runs the step; beyond it is what calls fit
 
@@ -39,12 +37,14 @@ class Place:
         module: The name of the innermost module; empty for the model itself, None outside of it.
         kind: The class of that module, where there is one.
         line: The line of the user's own code, such as ``net.py, line 12``, or None.
+        hook: The kind of the module's hook that it ran in; empty where it ran in the module itself.
     """
 
     operation: str
     module: str | None
     kind: str
     line: str | None
+    hook: str = ""
 
 
 @dataclass(eq=False)
@@ -75,19 +75,32 @@ def is_constant(event: Event) -> bool:
 
 
 class Watch(TorchFunctionMode):
-    """Sees every call of torch's functions, and every module, while it is entered."""
+    """Sees every call of torch's functions, and every module, while it is entered.
 
-    def __init__(self, model: nn.Module, named: Mapping[str, Tensor]) -> None:
+    Args:
+        model: The model.
+        named: What is known by a name: parts of the batch, parameters, buffers.
+        others: Further modules whose own hooks are to be told from what they do, such as the loss.
+    """
+
+    def __init__(self, model: nn.Module, named: Mapping[str, Tensor], others: Iterable[nn.Module] = ()) -> None:
         super().__init__()
         self._names = {id(module): name for name, module in model.named_modules()}
+        self._modules = list({id(m): m for m in (*model.modules(), *others)}.values())
         self._sources = {id(tensor): name for name, tensor in named.items()}
+        # What is made of parameters and buffers alone: its rows are no samples.
+        self._of_weights = {id(t): t for m in self._modules for t in (*m.parameters(), *m.buffers())}
         self._stack: list[nn.Module] = []
         self._since: list[int] = []  # the number when each of them was entered
+        self._in_hook: list[str] = []  # the kind of its own hooks that each is in
+        self._prehooked: set[int] = set()  # those with pre-hooks of their own
+        self._hooked: set[int] = set()  # those with forward hooks of their own
         self._kept: list[Tensor] = []  # no number of theirs is given to another tensor while they live
         self._events: dict[int, Event] = {}
         self._storages: dict[int, Event] = {}
         self._places: list[tuple[int, int, Place]] = []  # by the numbers that autograd gives to what runs: from, up to
         self._spans: list[tuple[int, int, Place]] = []  # those of the modules; the inner ones come first
+        self._left: list[tuple[int, Place]] = []  # the number when a module with backward hooks was left
         self._count = 0
         self._busy = False
         self._thread = threading.get_ident()
@@ -106,14 +119,18 @@ class Watch(TorchFunctionMode):
         if (after := _next_number()) > first:
             self._places.append((first, after, self._place(name)))
         if name not in UNSET:
-            numbers = [x for x in args if isinstance(x, float) and not math.isfinite(x)]
+            if inputs and all(id(tensor) in self._of_weights for tensor in inputs):
+                self._of_weights.update((id(made), made) for _, made in tensors_in(returned, ""))
+            given = (*args, *(kwargs or {}).values())
+            numbers = [x for x in given if isinstance(x, float) and not math.isfinite(x)]
             self._saw(name, inputs, written if name == "__setitem__" else returned, was, numbers)
         return returned
 
     def _span(self, tensor: Tensor) -> tuple[float, float] | None:
         self._busy = True
         try:
-            return span(tensor)
+            with _past_transforms():
+                return span(tensor)
         except RuntimeError:
             return None
         finally:
@@ -126,6 +143,16 @@ class Watch(TorchFunctionMode):
             modules.register_module_forward_pre_hook(self._enters),
             modules.register_module_forward_hook(self._leaves, with_kwargs=True, always_call=True),
         ]
+        # These run before a module's own hooks, and those after them: in between its own are at work.
+        for module in self._modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            if module._forward_pre_hooks:
+                self._prehooked.add(id(module))
+                handles.append(module.register_forward_pre_hook(self._begins))
+            if module._forward_hooks:
+                self._hooked.add(id(module))
+                handles.append(module.register_forward_hook(self._is_left, with_kwargs=True, always_call=True))
         try:
             yield
         finally:
@@ -135,18 +162,45 @@ class Watch(TorchFunctionMode):
                 getattr(modules, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
 
     def _enters(self, module: nn.Module, inputs: Any) -> None:
-        if threading.get_ident() == self._thread:
-            self._stack.append(module)
-            self._since.append(_next_number())
+        if threading.get_ident() != self._thread:
+            return
+        self._stack.append(module)
+        self._since.append(_next_number())
+        self._in_hook.append(BEFORE if id(module) in self._prehooked else "")
+        if id(module) not in self._names:
+            for name, parameter in module.named_parameters(recurse=False):
+                what = f"parameter {name} of a {type(module).__name__} outside of the model"
+                self._sources.setdefault(id(parameter), what)
+
+    def _begins(self, module: nn.Module, inputs: Any) -> None:
+        """A module's own pre-hooks are through."""
+        if threading.get_ident() == self._thread and self._stack and self._stack[-1] is module:
+            self._in_hook[-1] = ""
 
     def _leaves(self, module: nn.Module, inputs: Any, keywords: Any, returned: Any) -> None:
+        """A module's forward is through; its own hooks may follow."""
         if threading.get_ident() == self._thread and module in self._stack:
             self._saw("", [tensor for _, tensor in tensors_in((inputs, keywords), "")], returned)
-            place, after = dataclasses.replace(self._place(""), line=None), _next_number()
-            left = None
-            while left is not module:
-                left, first = self._stack.pop(), self._since.pop()
-            self._spans.append((first, after, place))
+            if id(module) not in self._hooked:
+                self._pop(module)
+            elif self._stack[-1] is module:
+                self._in_hook[-1] = AFTER
+
+    def _is_left(self, module: nn.Module, inputs: Any, keywords: Any, returned: Any) -> None:
+        """A module's own hooks are through as well."""
+        if threading.get_ident() == self._thread and module in self._stack:
+            self._saw("", [tensor for _, tensor in tensors_in((inputs, keywords), "")], returned)
+            self._pop(module)
+
+    def _pop(self, module: nn.Module) -> None:
+        place, after = dataclasses.replace(self._place(""), line=None, hook=""), _next_number()
+        left = None
+        while left is not module:
+            left, first = self._stack.pop(), self._since.pop()
+            self._in_hook.pop()
+        self._spans.append((first, after, place))
+        if module._backward_hooks or module._backward_pre_hooks:
+            self._left.append((after, place))  # torch runs a function of its own next, which holds them
 
     def _saw(
         self,
@@ -158,11 +212,13 @@ class Watch(TorchFunctionMode):
     ) -> None:
         self._busy = True
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _past_transforms():
                 outputs = [tensor for _, tensor in tensors_in(returned, "")]
                 self._count += 1
                 for tensor in outputs:
                     found = census(tensor)
+                    if found is not None and id(tensor) in self._of_weights:
+                        found = dataclasses.replace(found, length=None)
                     if found is None:
                         mended, place = self._events.pop(id(tensor), None), _storage(tensor)
                         if mended is not None and self._storages.get(place) is mended:
@@ -176,7 +232,7 @@ class Watch(TorchFunctionMode):
                         self._events[id(tensor)] = self._storages[_storage(tensor)] = event
                         self._kept.append(tensor)
         except RuntimeError:
-            return  # there are no numbers to be read within torch.func's transforms: what they give is seen after
+            return  # a kind of tensor whose numbers cannot be read: what is made of it is seen after
         finally:
             self._busy = False
 
@@ -216,11 +272,13 @@ class Watch(TorchFunctionMode):
         return event
 
     def _place(self, name: str) -> Place:
-        inner = next((m for m in reversed(self._stack) if id(m) in self._names), None)
-        outer = self._stack[-1] if self._stack else None
+        inner = next((n for n in reversed(range(len(self._stack))) if id(self._stack[n]) in self._names), None)
         if inner is not None:
-            return Place(name, self._names[id(inner)], type(inner).__name__, _line())
-        return Place(name, None, "" if outer is None else type(outer).__name__, _line())
+            module = self._stack[inner]
+            return Place(name, self._names[id(module)], type(module).__name__, _line(), self._in_hook[inner])
+        if not self._stack:
+            return Place(name, None, "", _line())
+        return Place(name, None, type(self._stack[-1]).__name__, _line(), self._in_hook[-1])
 
     def chain(self, loss: Tensor) -> tuple[Event, ...]:
         """The events that lead to a loss, from the first on; those of one line of descent."""
@@ -234,44 +292,22 @@ class Watch(TorchFunctionMode):
             event = min(event.parents, key=lambda e: (nan and not e.found.nan, e.order), default=None)
         return tuple(reversed(chain))
 
-    def backward(self, loss: Tensor, parameters: dict[str, nn.Parameter]) -> tuple[Place | None, tuple[str, ...]]:
-        """The first operation whose backward goes wrong, and the parameters whose gradients then do."""
-        first: list[Any] = []
-        nodes, handles = _nodes(loss), []
+    def made(self, node: Any, operation: str) -> Place:
+        """Where a node was made: by a call that was seen, or else somewhere within a module.
 
-        def hook_of(node: Any) -> Callable[[Any, Any], None]:
-            def look(inward: Any, outward: Any) -> None:
-                if not first and _any_bad(inward) and not _any_bad(outward):
-                    first.append(node)
-
-            return look
-
-        leaves: list[Tensor] = []
-        for node in nodes:
-            if (variable := getattr(node, "variable", None)) is not None:
-                leaves.append(variable)
-            else:
-                handles.append(node.register_hook(hook_of(node)))
-        try:
-            gradients = _gradients(loss, leaves, again=any(isinstance(node, BackwardCFunction) for node in nodes))
-        finally:
-            for handle in handles:
-                handle.remove()
-        found = {id(t) for t, g in zip(leaves, gradients, strict=True) if g is not None and census(g) is not None}
-        names = tuple(name for name, parameter in parameters.items() if id(parameter) in found)
-        return (self._made(first[0]) if first else None), names
-
-    def _made(self, node: Any) -> Place:
-        """Where a node was made: by a call that was seen, or else somewhere within a module."""
+        Args:
+            node: Of the graph.
+            operation: What it is the backward of; empty for the function that holds a module's backward hooks.
+        """
         number = node._sequence_nr()
+        if not operation and (held := [place for after, place in self._left if after == number]):
+            return held[-1]
         index = bisect.bisect_right(self._places, number, key=lambda row: row[1])
         if index < len(self._places) and self._places[index][0] <= number:
             return self._places[index][2]
         around = [(after - first, place) for first, after, place in self._spans if first <= number < after]
         place = min(around, key=lambda row: row[0], default=(0, Place("", None, "", None)))[1]
-        name = node.name().rpartition("::")[2]
-        plain = name.removesuffix("Backward")  # of somebody's own class; torch's have a number at the end
-        return dataclasses.replace(place, operation=plain if plain != name else _NUMBERED.sub("", name).lower())
+        return dataclasses.replace(place, operation=operation)
 
 
 def _next_number() -> int:
@@ -280,47 +316,16 @@ def _next_number() -> int:
     return number
 
 
-def _gradients(loss: Tensor, leaves: Sequence[Tensor], *, again: bool) -> Sequence[Tensor | None]:
-    """Those of the leaves, whose own stay as they are.
-
-    Args:
-        loss: Where backward starts from.
-        leaves: The leaves.
-        again: Whether a backward that fails is tried in another way, as a function of somebody's own may ask for:
-            checkpointing does, with use_reentrant=True, since it calls backward itself.
-    """
-    try:
-        return torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=again)
-    except RuntimeError:
-        if not again:
-            raise
-    kept = [leaf.grad for leaf in leaves]
-    try:
-        for leaf in leaves:
-            leaf.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
-        return [leaf.grad for leaf in leaves]
-    finally:
-        for leaf, gradient in zip(leaves, kept, strict=True):
-            leaf.grad = gradient
-
-
-def _nodes(loss: Tensor) -> list[Any]:
-    found: dict[Any, None] = {}
-    left = [loss.grad_fn]
-    while left:
-        node = left.pop()
-        if node is not None and node not in found:
-            found[node] = None
-            left += [following for following, _ in node.next_functions]
-    return list(found)
-
-
-def _any_bad(tensors: Iterable[Tensor | None]) -> bool:
-    return any(census(tensor) is not None for tensor in tensors if tensor is not None)
+def _past_transforms() -> contextlib.AbstractContextManager[object]:
+    """Within a transform of torch.func: what is computed here is not part of it, so that it has values."""
+    if torch._C._functorch.maybe_current_level() is None:
+        return contextlib.nullcontext()
+    past: contextlib.AbstractContextManager[object] = torch._C._DisableFuncTorch()
+    return past
 
 
 def _storage(tensor: Tensor) -> int:
+    tensor = unwrapped(tensor)
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
