@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
+import conftest
 import griffe
 import pytest
 
@@ -151,3 +152,9 @@ def test_the_aliases_of_types_are_documented_where_they_stand() -> None:
 def test_every_error_has_an_id_and_an_example() -> None:
     errors = [value for value in PUBLIC.values() if isinstance(value, type) and issubclass(value, LoopwrightError)]
     assert len(errors) == len({error.id for error in errors}) >= 9
+
+
+def test_the_examples_are_run_in_whichever_file_of_the_library_they_are() -> None:
+    files = {path for path in (conftest.ROOT / "src").rglob("*.py") if ">>> " in path.read_text("utf-8")}
+    assert len(files) > 10
+    assert {str(path) for path in files if not conftest._docstrings.should_parse(path)} == set()
