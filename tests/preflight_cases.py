@@ -619,9 +619,6 @@ FAULTS: dict[str, Fault] = {
         lambda: (trained_by(mlp(), step=lambda m, b: _backward_too(m, b, keep=False)), loader(regression()), None),
     ),
     "the parameters of a loss": Fault(_HELD, "centre of AboutCentre", lambda: over(mlp(), AboutCentre(), regression())),
-    "the parameters of a step": Fault(
-        _HELD, "*step.parameters()", lambda: (trained_by(mlp(), step=AboutCentre().step), loader(regression()), None)
-    ),
     "a replaced head": Fault(_HELD, "2.weight, 2.bias", _replaced_head),
     "half of the model": Fault(_HELD, "0.weight, 0.bias", _half_held),
     "a stranger": Fault(_HELD, "2 that are not the model's", _stranger),

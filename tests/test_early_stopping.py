@@ -340,7 +340,11 @@ TOO_LATE: list[tuple[str, dict[str, Any], str]] = [
     ("val/loss", {"steps": 3}, "epoch 0; to have one, validate=Every(steps=3)"),
     ("val/loss", {"steps": 99, "epochs": 1, "validate": Every(epochs=2)}, "epoch 1; to have one, validate=Every("),
     ("val/loss", {"steps": 7, "validate": Every(epochs=2)}, "epoch 1; to have one, validate=Every(epochs=1)"),
-    ("val/error", {"epochs": 3, "validate": Every(epochs=5)}, "gets no value of it: with validate=Every(epochs=5) no"),
+    (
+        "val/error",
+        {"epochs": 3, "validate": Every(epochs=5)},
+        "gets no value of it unless a callback logs it: with validate=Every(epochs=5) no",
+    ),
     ("val/mine", {"epochs": 3, "validate": Every(epochs=5)}, "gets no value of it unless a callback logs it: with"),
 ]
 

@@ -481,7 +481,6 @@ def test_a_misspelt_hook_is_a_type_error_at_class_creation_that_names_the_neares
         ("tearDown", "teardown"),
         ("Setup", "setup"),
         ("onEpochEnd", "on_epoch_end"),
-        ("_on_epoch_end", "on_epoch_end"),
         ("onfit_start", "on_fit_start"),
     ],
 )

@@ -374,9 +374,8 @@ def _warnings(trainer: Trainer, caplog: pytest.LogCaptureFixture) -> list[str]:
         (lambda: _make(loss=nn.MSELoss(reduction="sum"), accumulate=2), "MSELoss has reduction='sum', and accumulate"),
         (lambda: _lbfgs(clip_norm=1.0), "clip_norm=1 with LBFGS"),
         (lambda: _make(loss=AboutCentre()), "SGD does not hold centre of AboutCentre"),
-        (lambda: _make(step=AboutCentre().step), "*step.parameters()"),
     ],
-    ids=["a sum over a window", "clipping for LBFGS", "a loss's parameters", "a step's parameters"],
+    ids=["a sum over a window", "clipping for LBFGS", "a loss's parameters"],
 )
 def test_what_is_seldom_meant_is_warned_of_once_when_the_fit_begins(
     make: Callable[[], Trainer], words: str, caplog: pytest.LogCaptureFixture

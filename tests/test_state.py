@@ -312,7 +312,7 @@ def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) ->
 # What a callback cannot write.
 
 
-@pytest.mark.parametrize("name", ["model", "optimizer", "device", "progress"])
+@pytest.mark.parametrize("name", ["model", "optimizer", "device"])
 def test_what_the_loop_holds_cannot_be_replaced(state: State, name: str) -> None:
     before = getattr(state, name)
     with pytest.raises(ConfigError, match=f"state.{name} cannot be replaced"):
@@ -333,7 +333,12 @@ def test_a_state_may_be_copied_and_its_copy_guards_itself_too(state: State) -> N
     assert twin.progress == state.progress
     assert twin.model is not state.model
     with pytest.raises(ConfigError, match="cannot be replaced"):
-        twin.progress = Progress()
+        twin.model = state.model
+
+
+def test_a_state_for_a_test_of_a_callback_takes_any_progress(state: State) -> None:
+    state.progress = Progress(epoch=3, step=7)
+    assert state.progress.step == 7
 
 
 @pytest.mark.parametrize("hook", ["on_batch_start", "on_step_end", "on_eval_end", "on_epoch_end"])

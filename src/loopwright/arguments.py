@@ -45,6 +45,8 @@ class _Signature:
     """What ``inspect.signature`` and ``help`` say of a class: the arguments of its ``__init__``."""
 
     def __get__(self, made: object, cls: type[Any]) -> inspect.Signature:
+        if made is not None:  # which may be called, and that is another signature
+            raise AttributeError("__signature__")
         if cls.__init__ is object.__init__:
             return inspect.Signature()
         signature = inspect.signature(cls.__init__)
@@ -97,7 +99,7 @@ def _names(cls: type, method: str) -> tuple[str, ...] | None:
 
 
 def _meant(name: str, known: tuple[str, ...], of_fit: tuple[str, ...]) -> str:
-    if name in _OF_THE_OPTIMIZER:
+    if name in _OF_THE_OPTIMIZER and "optimizer" in known:
         return "; it is one of the optimizer's"
     ours = _ELSEWHERE.get(name, name)
     if ours in of_fit:

@@ -34,7 +34,7 @@ class Callback(NamedArguments, Generic[Batch]):
 
     Every hook is declared here, in the order of a run, as a method that does nothing. A method whose name begins
     with ``on_`` and is none of them is a ``TypeError`` as soon as the class is created. So is one that is a hook's name
-    but for capitals and underscores, such as ``setUp`` and ``_on_epoch_end``, unless the class has that hook as well.
+    but for capitals and underscores, such as ``setUp`` and ``onEpochEnd``, unless the class has that hook as well.
 
     The hooks are given ``state``, what the run knows; ``batch``, as the loader gave it and on the device;
     ``output``, what the step made of it, detached; and ``error``, the exception on its way.
@@ -103,7 +103,9 @@ class Callback(NamedArguments, Generic[Batch]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):  # those of mixins as well
-            if name not in HOOKS and not name.startswith("__") and callable(getattr(cls, name)):
+            if name in HOOKS or not (name.startswith("on_") or respelt(name, HOOKS)):
+                continue
+            if callable(getattr(cls, name)):
                 _check_name(cls, name)
         for name, value in vars(cls).items():
             if name in HOOKS and inspect.isfunction(value):

@@ -53,11 +53,11 @@ def suggestion(name: str, hooks: Iterable[str]) -> str:
 
 
 def respelt(name: str, hooks: Iterable[str]) -> str | None:
-    """The hook that a name becomes without its underscores and capitals, such as ``setUp`` and ``_on_epoch_end``.
+    """The hook that a name becomes without its underscores and capitals, such as ``setUp`` and ``onEpochEnd``.
 
     None of a hook itself, and of what is a name of the user's own for all that is known: ``_setup`` is a usual one.
     """
-    if name in hooks or (name.startswith("_") and not name.startswith("_on")):
+    if name in hooks or name.startswith("_"):
         return None
     return {_bare(hook): hook for hook in hooks}.get(_bare(name))
 

@@ -172,7 +172,7 @@ def check_apart(callbacks: Iterable[Callback[Any]]) -> None:
     """Raise ConfigError where two loggers would write to one destination."""
     taken: dict[str, str] = {}
     for callback in callbacks:
-        if not isinstance(callback, Logger) or (path := callback._destination()) is None:
+        if not isinstance(callback, Logger) or (path := type(callback)._destination(callback)) is None:
             continue
         place, kind = os.path.realpath(path), type(callback).__name__
         if (other := taken.get(place)) is not None:

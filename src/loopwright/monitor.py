@@ -181,7 +181,7 @@ def warn_unvalidated(who: str, name: str | None, state: State) -> None:
             "%s; to have one, validate=%s",
             who,
             name,
-            "" if _of_validation(name, state) is not None else " unless a callback logs it",
+            " unless a callback logs it",
             validate,
             f"{'epoch' if validate.steps is None else 'step'} {last}",
             Every(epochs=1) if epoch > progress.epoch else Every(steps=int(step)),

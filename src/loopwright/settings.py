@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError, nearest
@@ -108,7 +108,7 @@ class Settings:
                 "window is the weighted mean of its batches' gradients, as for losses that are means, and not their "
                 "sum; with reduction='mean' it is that of one large batch"
             )
-        if self.clip_norm is not None and closure:
+        if self.clip_norm is not None and closure and isinstance(optimizer, LBFGS):
             found.append(
                 f"clip_norm={self.clip_norm:g} with {name}: it takes the clipped gradients for those of the loss, and "
                 "what it concludes from them about the loss's shape is wrong; its own bounds are lr and "
@@ -116,14 +116,12 @@ class Settings:
             )
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         known = {id(p) for p in model.parameters()} | held
-        for owner in modules_of(loss, step):
+        for owner in modules_of(loss):  # what belongs to a step may be trained by the step itself
             missing = [n for n, p in owner.named_parameters() if p.requires_grad and id(p) not in known]
-            called = "loss" if owner is loss else "step"
             if missing:
                 found.append(
-                    f"{name} does not hold {', '.join(missing[:5])} of {type(owner).__name__}, and no step will change "
-                    f"{'them' if missing[1:] else 'it'}: {name}([*model.parameters(), *{called}.parameters()], ...) "
-                    "would"
+                    f"{name} does not hold {', '.join(missing[:5])} of {type(owner).__name__}, and does not change "
+                    f"{'them' if missing[1:] else 'it'}: {name}([*model.parameters(), *loss.parameters()], ...) would"
                 )
         return found
 

@@ -354,7 +354,7 @@ class State(Generic[Model_co]):
         self.stop_reason = self.stop_reason or reason
 
 
-_NEVER_REPLACED = {"model", "optimizer", "device", "progress"}
+_NEVER_REPLACED = {"model", "optimizer", "device"}
 
 
 def _check_reason(reason: object) -> None:

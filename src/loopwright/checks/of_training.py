@@ -9,6 +9,7 @@ from loopwright.checks.failure import failed_by, failed_step
 from loopwright.checks.rehearsal import Rehearsed
 from loopwright.checks.seen import Seen, counted, listed, plain_name, why_unseen
 from loopwright.preflight import Check
+from loopwright.settings import modules_of
 
 
 def step_runs(seen: Seen) -> Check:
@@ -105,14 +106,15 @@ def optimizer_holds(seen: Seen) -> Check:
             "or requires_grad_(False) where they are to stay as they are",
         )
     of_model = {id(p) for p in model.parameters()}
-    others = [(m, n, p) for m in seen.subject.modules for n, p in m.named_parameters() if id(p) not in of_model | ids]
+    losses = modules_of(seen.subject.loss)  # what belongs to a step may be trained by the step itself
+    others = [(m, n, p) for m in losses for n, p in m.named_parameters() if id(p) not in of_model | ids]
     if unheld := [f"{n} of {type(m).__name__}" for m, n, p in others if p.requires_grad]:
         return Check(
             name,
             "failed",
             f"{kind} does not hold {len(unheld)} that are trainable: {listed(unheld)}",
-            "no step will change them: they are the loss's or the step's, and not the model's",
-            f"{kind}([*model.parameters(), *{'step' if seen.subject.loss is None else 'loss'}.parameters()], ...); or "
+            "no step will change them: they are the loss's, and not the model's",
+            f"{kind}([*model.parameters(), *loss.parameters()], ...); or "
             "requires_grad_(False) where they are to stay as they are",
         )
     if len(ids) < len(held):
