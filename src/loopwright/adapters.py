@@ -105,7 +105,8 @@ def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
     if not saved["state"].keys() <= set(range(len(parameters))):
         raise _other("optimizer", f"it keeps something for a parameter that is not one of the {len(parameters)}")
     for own, theirs in zip(own_groups, groups, strict=True):
-        if (found := _class_of(theirs)) not in (None, type(optimizer).__name__) and _known(own) != _known(theirs):
+        # In this order: to find the class out takes an optimizer of each.
+        if _known(own) != _known(theirs) and (found := _class_of(theirs)) not in (None, type(optimizer).__name__):
             raise CheckpointError(
                 "the checkpoint is of another optimizer",
                 why=f"its settings are those of {found}, and this one is {type(optimizer).__name__}",

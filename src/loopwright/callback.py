@@ -103,9 +103,7 @@ class Callback(NamedArguments, Generic[Batch]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):  # those of mixins as well
-            if name in HOOKS or not (name.startswith("on_") or respelt(name, HOOKS)):
-                continue
-            if callable(getattr(cls, name)):
+            if name not in HOOKS:
                 _check_name(cls, name)
         for name, value in vars(cls).items():
             if name in HOOKS and inspect.isfunction(value):
@@ -119,11 +117,15 @@ HOOKS: tuple[str, ...] = tuple(
 
 def _check_name(cls: type[Callback[Any]], name: str) -> None:
     """Raise TypeError for a method that is meant for a hook, and is none."""
+    hook = respelt(name, HOOKS)
     if name.startswith("on_"):
+        if not callable(getattr(cls, name)):
+            return
         what, mend = f"is not a hook and would never be called; {suggestion(name, HOOKS)}", "take 'on_' off the name"
     else:
-        hook = respelt(name, HOOKS) if inspect.isroutine(getattr(cls, name)) else None  # else a class, for example
-        if hook is None or getattr(cls, hook) is not getattr(Callback, hook):  # beside the hook it is a helper
+        if hook is None or not inspect.isroutine(getattr(cls, name)):  # a class, for example
+            return
+        if getattr(cls, hook) is not getattr(Callback, hook):  # beside the hook it is a helper
             return
         what, mend = f"is not a hook and would never be called as one; did you mean {hook!r}?", "change the name"
     raise TypeError(
@@ -170,8 +172,12 @@ def after_the_others(hook: Hook) -> Hook:
 
 def comes_last(method: Callable[..., None]) -> bool:
     """Whether a callback's hook is called after those of all that are not marked so."""
+    return _is_among(_LAST, method)
+
+
+def _is_among(marked: Sequence[Callable[..., None]], method: Callable[..., None]) -> bool:
     function = getattr(method, "__func__", method)
-    return any(function is marked for marked in _LAST)
+    return any(function is one for one in marked)
 
 
 class Hooks(Callback[Any]):
@@ -265,7 +271,7 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> tuple[Callable[..., 
         function = getattr(method, "__func__", method)
         if function is empty:
             continue
-        looks_at_it = looks_at_it or not any(function is marked for marked in _WITHOUT_OUTPUT)
+        looks_at_it = looks_at_it or not _is_among(_WITHOUT_OUTPUT, method)
         code = getattr(function, "__code__", None)
         plain = getattr(method, "__self__", None) is callback and code is not None and code.co_name == hook
         row = last if comes_last(method) else bound

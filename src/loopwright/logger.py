@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 from loopwright.callback import Callback, without_output
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.schedule import Every
+from loopwright.schedule import Every, check_every
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,12 +54,7 @@ class Logger(Callback[Any], ABC):
     """
 
     def __init__(self, *, every: Every = Every(epochs=1)) -> None:  # noqa: B008  # it is frozen
-        if not isinstance(every, Every):
-            raise ConfigError(
-                f"every is {every!r}",
-                why="whether it counts steps or epochs has to be said",
-                fix="every=Every(steps=50), or every=Every(epochs=1)",
-            )
+        check_every("every", every, "every=Every(steps=50), or every=Every(epochs=1)")
         self.every = every
         self._written = 0  # the mark of the newest value written
         self._begun = False  # whether what open opens holds records of this run

@@ -168,7 +168,7 @@ def warn_unvalidated(who: str, name: str | None, state: State) -> None:
     validate, progress = state.plan.validate, state.progress
     if validate is None or (of_stage(name) or ("",))[0] != "val" or _validated(state):
         return
-    epoch, step = _last(state)
+    epoch, step = state.plan.end(progress)
     if validate.steps is None:
         done, last, each = progress.epoch, epoch, validate.epochs or 1
     else:
@@ -177,24 +177,11 @@ def warn_unvalidated(who: str, name: str | None, state: State) -> None:
         done, last, each = progress.step, step, validate.steps
     if each * (done // each + 1) > last:
         logger.warning(
-            "%s follows %r, and gets no value of it%s: with validate=%s no validation is due by the end of this fit, "
-            "%s; to have one, validate=%s",
+            "%s follows %r, and gets no value of it unless a callback logs it: with validate=%s no validation is due "
+            "by the end of this fit, %s; to have one, validate=%s",
             who,
             name,
-            " unless a callback logs it",
             validate,
             f"{'epoch' if validate.steps is None else 'step'} {last}",
             Every(epochs=1) if epoch > progress.epoch else Every(steps=int(step)),
         )
-
-
-def _last(state: State) -> tuple[float, float]:
-    """The epoch and the step with which the fit ends if nothing stops it; infinite where that is not known."""
-    plan, progress = state.plan, state.progress
-    steps = math.inf if plan.steps is None else plan.steps - progress.step
-    epochs = math.inf if plan.epochs is None else plan.epochs - progress.epoch
-    if plan.batches is not None:
-        each, made = math.ceil(plan.batches / plan.accumulate), progress.batch // plan.accumulate
-        steps = min(steps, epochs * each - made)
-        epochs = epochs if steps == math.inf else min(epochs, (made + steps) // each)
-    return progress.epoch + epochs, progress.step + steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from types import GeneratorType
 
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from loopwright.errors import ConfigError, DataError
-from loopwright.schedule import Every, check_count
+from loopwright.schedule import Every, check_count, check_every
 from loopwright.state import Plan, Progress
 from loopwright.step import describe
 
@@ -104,12 +105,7 @@ def plan_fit(
     for name, target in (("epochs", epochs), ("steps", steps)):
         if target is not None:
             check_count(name, target)
-    if not isinstance(validate, Every):
-        raise ConfigError(
-            f"validate is {validate!r}",
-            why="whether it counts steps or epochs has to be said",
-            fix="validate=Every(steps=100), or Every(epochs=1)",
-        )
+    check_every("validate", validate, "validate=Every(steps=100), or Every(epochs=1)")
     check_loader("train", train)
     if val is not None:
         check_loader("val", val)
@@ -119,22 +115,19 @@ def plan_fit(
             why="nothing says how long to train",
             fix="fit(train, epochs=10), or steps=1000",
         )
-    if length_of(train) == 0:
+    batches, val_batches = length_of(train), None if val is None else length_of(val)
+    if batches == 0:
         raise no_batches("the training data", train)
-    if val is None:
-        if validate != _UNSAID:
-            raise ConfigError(
-                f"validate is {validate}, but fit was given no validation data",
-                why="there is nothing to validate on",
-                fix="trainer.fit(train, val, ...), or leave validate out",
-            )
-        plan = Plan(
-            epochs, steps, length_of(train), accumulate=accumulate, clip_norm=clip_norm, measures=tuple(measures)
+    if val is None and validate != _UNSAID:
+        raise ConfigError(
+            f"validate is {validate}, but fit was given no validation data",
+            why="there is nothing to validate on",
+            fix="trainer.fit(train, val, ...), or leave validate out",
         )
-    else:
-        if length_of(val) == 0:
-            raise no_batches("the validation data", val)
-        plan = Plan(epochs, steps, length_of(train), length_of(val), validate, accumulate, clip_norm, tuple(measures))
+    if val_batches == 0:
+        raise no_batches("the validation data", val)
+    cadence = None if val is None else validate
+    plan = Plan(epochs, steps, batches, val_batches, cadence, accumulate, clip_norm, tuple(measures))
     if progress is not None and (isinstance(train, Iterator) or isinstance(val, Iterator)):
         check_passes(plan, progress, train, val)
     return plan
@@ -169,19 +162,11 @@ def check_passes(plan: Plan, progress: Progress, train: object, val: object) -> 
 def _validations(plan: Plan, progress: Progress) -> int:
     """How many validations there will be at least, unless a callback stops the run."""
     every = plan.validate
-    if every is None:
-        return 0
-    each = None if plan.batches is None else -(-plan.batches // plan.accumulate)  # steps of an epoch
-    counts = []
-    for epochs, steps in ((plan.epochs, None), (None, plan.steps)):
-        if epochs is not None and steps is None and each is not None:
-            steps = progress.step + (epochs - progress.epoch) * each - (each if progress.batch else 0)
-        elif steps is not None and each is not None:
-            epochs = progress.epoch + (steps - progress.step) // each
-        if every.epochs is not None and epochs is not None:
-            counts.append(epochs // every.epochs - progress.epoch // every.epochs)
-        elif every.steps is not None and steps is not None:
-            counts.append(steps // every.steps - progress.step // every.steps)
-        elif epochs is not None or steps is not None:
-            counts.append(0)  # who can tell
-    return min(counts)
+    if every is None or (plan.batches is None and plan.epochs is not None and plan.steps is not None):
+        return 0  # of the latter, nobody can tell which target is reached first
+    epoch, step = plan.end(progress)
+    done, last, each = progress.epoch, epoch, every.epochs
+    if every.steps is not None:
+        done, last, each = progress.step, step, every.steps
+    assert each is not None  # a cadence has one of the two
+    return int(last // each) - done // each if last < math.inf else 0

@@ -27,6 +27,12 @@ def check_count(name: str, value: object) -> None:
         raise ConfigError(f"{name} is {value!r}", why="it must be a whole number of at least 1", fix=fix)
 
 
+def check_every(name: str, value: object, examples: str) -> None:
+    """Raise ConfigError, with these examples as its fix, unless ``value`` is a cadence."""
+    if not isinstance(value, Every):
+        raise ConfigError(f"{name} is {value!r}", why="whether it counts steps or epochs has to be said", fix=examples)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Every(NamedArguments):
     """A cadence: every ``steps`` optimizer steps, or every ``epochs`` epochs.

@@ -91,15 +91,13 @@ class Settings:
                     fix="leave that setting at its default, or choose an optimizer without a closure",
                 )
 
-    def doubts(self, model: nn.Module, optimizer: Optimizer, loss: object, step: object, *, closure: bool) -> list[str]:
+    def doubts(self, model: nn.Module, optimizer: Optimizer, loss: object) -> list[str]:
         """What can be meant, and seldom is, in words for a warning.
 
         Args:
             model: What is trained.
             optimizer: What trains it.
             loss: The loss function, where the step is made of one.
-            step: The user's step, where there is one.
-            closure: Whether the optimizer needs a closure.
         """
         found, name = [], type(optimizer).__name__
         if self.accumulate > 1 and getattr(loss, "reduction", None) == "sum":
@@ -108,7 +106,7 @@ class Settings:
                 "window is the weighted mean of its batches' gradients, as for losses that are means, and not their "
                 "sum; with reduction='mean' it is that of one large batch"
             )
-        if self.clip_norm is not None and closure and isinstance(optimizer, LBFGS):
+        if self.clip_norm is not None and isinstance(optimizer, LBFGS):
             found.append(
                 f"clip_norm={self.clip_norm:g} with {name}: it takes the clipped gradients for those of the loss, and "
                 "what it concludes from them about the loss's shape is wrong; its own bounds are lr and "

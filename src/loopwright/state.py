@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -84,6 +85,16 @@ class Plan:
         if self.epochs is not None and progress.epoch >= self.epochs:
             return "epochs"
         return "steps" if self.steps is not None and progress.step >= self.steps else None
+
+    def end(self, progress: Progress) -> tuple[float, float]:
+        """The epoch and the step with which the fit ends if nothing stops it; infinite where that is not known."""
+        steps = math.inf if self.steps is None else self.steps - progress.step
+        epochs = math.inf if self.epochs is None else self.epochs - progress.epoch
+        if self.batches is not None:
+            each, made = math.ceil(self.batches / self.accumulate), progress.batch // self.accumulate
+            steps = min(steps, epochs * each - made)
+            epochs = epochs if steps == math.inf else min(epochs, (made + steps) // each)
+        return progress.epoch + epochs, progress.step + steps
 
 
 _NOTHING: Mapping[str, float | Tensor] = {}

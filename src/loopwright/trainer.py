@@ -164,9 +164,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         self._restored_epoch: int | None = None
         self._fitted: Plan | None = None  # the latest fit's
         self._warned: set[str] = set()
-        self._doubts: Callable[[], list[str]] | None = functools.partial(
-            self._settings.doubts, model, optimizer, loss, step, closure=self._takes_closure
-        )
+        self._doubts: Callable[[], list[str]] | None = functools.partial(self._settings.doubts, model, optimizer, loss)
         if not self._doubts():
             self._doubts = None  # so that no fit need look
 

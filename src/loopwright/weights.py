@@ -58,8 +58,7 @@ def parameters_of(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
 def parameters_beside(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
     """What the optimizer holds and the model does not, such as the parameters of a loss."""
     of_model = {id(parameter) for parameter in model.parameters()}
-    in_optimizer = (p for group in optimizer.param_groups for p in group["params"])
-    return list({id(p): p for p in in_optimizer if id(p) not in of_model}.values())
+    return [p for p in parameters_of(model, optimizer) if id(p) not in of_model]
 
 
 def buffers_beside(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:

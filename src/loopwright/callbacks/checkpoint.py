@@ -12,7 +12,7 @@ from loopwright.callback import Callback
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
 from loopwright.monitor import Mode, Monitor, check_validated, warn_unvalidated
-from loopwright.schedule import Every, check_count
+from loopwright.schedule import Every, check_count, check_every
 
 if TYPE_CHECKING:
     from loopwright.state import State
@@ -58,8 +58,7 @@ class Checkpoint(Callback[Any]):
     ) -> None:
         if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
             raise ConfigError(f"folder is {folder!r}", fix='Checkpoint("runs/line/checkpoints")')
-        if not isinstance(every, Every):
-            raise ConfigError(f"every is {every!r}", fix="every=Every(steps=50), or every=Every(epochs=1)")
+        check_every("every", every, "every=Every(steps=50), or every=Every(epochs=1)")
         if (monitor is None) != (mode is None):
             raise ConfigError(
                 f"monitor is {monitor!r} and mode is {mode!r}",

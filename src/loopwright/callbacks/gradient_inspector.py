@@ -18,7 +18,7 @@ from loopwright.inspecting.inspection import MISSING, LayerNumbers, Record, laye
 from loopwright.inspecting.probe import Probe
 from loopwright.inspecting.rules import diagnose
 from loopwright.logger import Histograms
-from loopwright.schedule import Every, check_count
+from loopwright.schedule import Every, check_count, check_every
 from loopwright.state import check_name
 
 if TYPE_CHECKING:
@@ -85,12 +85,7 @@ class GradientInspector(Callback[Any]):
         layers: int = 40,
         histograms: Histograms | None = None,
     ) -> None:
-        if not isinstance(every, Every):
-            raise ConfigError(
-                f"every is {every!r}",
-                why="whether it counts steps or epochs has to be said",
-                fix="every=Every(steps=50), or every=Every(epochs=1)",
-            )
+        check_every("every", every, "every=Every(steps=50), or every=Every(epochs=1)")
         check_count("layers", layers)
         if histograms is not None and not isinstance(histograms, Histograms):
             raise ConfigError(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loopwright.checks.rehearsal import Rehearsed
 from loopwright.checks.seen import listed
 from loopwright.errors import LoopwrightError
 from loopwright.mismatch import CASTS, OF_TYPES, likely_cause, short
+from loopwright.nonfinite.census import tensors_in
 from loopwright.preflight import Check
 
 
@@ -40,7 +40,7 @@ def failed_step(name: str, run: Rehearsed, batch: Any, model: nn.Module, cause: 
     if (found := likely_cause(run.error) or _mixed_types(run, model)) is not None:
         cause, fix = found
     row = failed_by(name, run.error, cause, fix)
-    tensors = [f"{path} {tuple(t.shape)} {short(t.dtype)}" for path, t in _tensors(batch, "batch")]
+    tensors = [f"{path} {tuple(t.shape)} {short(t.dtype)}" for path, t in tensors_in(batch, "batch")]
     evidence = f"{row.evidence}; {listed(tensors)}" if tensors else row.evidence
     return Check(name, "failed", evidence, row.cause, row.fix)
 
@@ -63,17 +63,6 @@ def _mixed_types(run: Rehearsed, model: nn.Module) -> tuple[str, str] | None:
                 f"{what}.{CASTS[own]} in the dataset"
             )
     return None
-
-
-def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors(item, f"{path}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            yield from _tensors(item, f"{path}[{number}]")
 
 
 def in_words(error: BaseException) -> str:

@@ -37,9 +37,7 @@ class SurroundingsAsFound:
             for tensor in tensors
             if tensor.numel() <= _COPIED
         ]
-        self._arrays = [
-            (v, v.copy()) for v in looked_at if _is_array(v) and v.size <= _COPIED and not v.dtype.hasobject
-        ]
+        self._arrays = [(v, v.copy()) for v in looked_at if _is_array(v) and v.size <= _COPIED]
         self._containers = [
             (value, copy.copy(value))
             for value in looked_at
