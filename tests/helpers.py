@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,18 @@ def some_batches(count: int = 3, size: int = 2, *, seed: int = 0) -> list[Sample
     return [
         (torch.randn(size, 3, generator=generator), torch.randn(size, 1, generator=generator)) for _ in range(count)
     ]
+
+
+class Spare(nn.Module):
+    """It has a lazy part that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(3, 1), nn.LazyLinear(4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.used(inputs)
+        return out
 
 
 class Unsized:
@@ -159,3 +174,33 @@ def raising_after(batches: Iterable[Samples]) -> Iterator[Samples]:
     """These batches, and then an error in place of the next one."""
     yield from batches
     raise PassError
+
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+def failing_the_second_time(step: Step) -> Step:
+    """A step that can be made once: the second time, as in the search for what is not finite, it raises an OSError."""
+    calls = itertools.count(1)
+
+    @functools.wraps(step)
+    def once(*args: Any) -> Any:
+        if next(calls) == 2:
+            raise OSError("only once")
+        return step(*args)
+
+    return cast("Step", once)
+
+
+class RaisesSignal(HookRecorder):
+    """Raises a signal in one call of a hook, whichever it is."""
+
+    def __init__(self, number: signal.Signals, at: int) -> None:
+        super().__init__()
+        self.number, self.left = number, at
+
+    def record(self, hook: str, state: State) -> None:
+        super().record(hook, state)
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(self.number)

@@ -122,6 +122,24 @@ def test_help_shows_the_arguments_of_the_constructor(cls: type[Any]) -> None:
     assert list(inspect.signature(cls).parameters.values()) == expected
 
 
+class Warm(Callback):
+    """A callback with rates of its own, that can be called."""
+
+    def __init__(self, lrs: tuple[float, ...] = ()) -> None:
+        self.lrs = lrs
+
+    def __call__(self, model: nn.Module, batch: Any) -> None: ...
+
+
+def test_a_setting_of_the_optimizer_is_one_only_to_what_has_an_optimizer() -> None:
+    with pytest.raises(TypeError, match="Warm has no argument 'lr'; did you mean 'lrs'"):
+        Warm(lr=3)  # type: ignore[call-arg]  # that is the mistake
+
+
+def test_the_signature_of_a_callback_that_can_be_called_is_that_of_the_call() -> None:
+    assert list(inspect.signature(Warm()).parameters) == ["model", "batch"]
+
+
 def test_trainers_and_callbacks_are_copied_and_pickled_as_before() -> None:
     stopping = pickle.loads(pickle.dumps(EarlyStopping("val/loss", mode="min", patience=7)))
     assert stopping.patience == 7

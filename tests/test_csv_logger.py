@@ -11,7 +11,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,7 +23,7 @@ from torch import nn
 
 from helpers import At
 from loopwright import Callback, ConfigError, Every, NonFiniteError, Output, State, Trainer
-from loopwright.callbacks import CSVLogger, LearningRateMonitor
+from loopwright.callbacks import CSVLogger, LearningRateMonitor, Logger
 from loopwright.testing import tiny_data, tiny_state, two_step_fit
 
 
@@ -553,3 +553,21 @@ def test_a_row_is_one_call_to_the_file_and_that_of_an_epochs_end_is_written_over
     trainer_with(At(on_epoch_start=watch), logger, At(on_epoch_end=note)).fit(tiny_data(20), epochs=2)
     assert asked == [{"write": 5 + 1, "seek": 1, "truncate": 1, "flush": 1}]  # with the epoch's mean in the last row
     assert len(rows_of(logger.path)) == 10
+
+
+class ElsewhereLogger(Logger):
+    """A logger of one's own, whose attribute happens to have the name of a method of ours."""
+
+    def __init__(self, destination: str) -> None:
+        super().__init__()
+        self._destination = destination  # type: ignore[method-assign, assignment]  # that is the accident
+        self.records = 0
+
+    def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        self.records += 1
+
+
+def test_a_logger_of_ones_own_may_use_any_name_for_its_attributes() -> None:
+    one = ElsewhereLogger("there")
+    trainer_with(one).fit(tiny_data(), epochs=2)
+    assert one.records == 2

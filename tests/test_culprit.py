@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from helpers import At, Unsized, line, line_trainer, ragged
+from helpers import At, Spare, Unsized, failing_the_second_time, line, line_trainer, ragged
 from loopwright import ConfigError, Every, LoopwrightError, NonFiniteError, Output, Schedule, State, Trainer
 from loopwright.callbacks import Checkpoint
 from loopwright.data import Loader
@@ -590,13 +590,8 @@ def test_an_expanded_buffer_does_not_keep_the_rest_from_being_put_back(writes: b
 
 
 def test_what_the_second_run_raises_does_not_hide_the_error() -> None:
-    calls = 0
-
+    @failing_the_second_time
     def step(model: nn.Module, batch: Data) -> Output:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise OSError("only once")
         return Output(model(batch[0]).mean() * math.inf)
 
     model = line()
@@ -1068,30 +1063,13 @@ def test_a_part_checkpointed_in_the_old_way_does_not_stop_the_search_of_a_gradie
 
 
 def test_the_gradients_are_named_where_the_search_of_their_source_fails() -> None:
-    calls = 0
-
+    @failing_the_second_time
     def step(model: nn.Module, batch: Data) -> Output:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise OSError("only once")
         return Output((model(batch[0]) * 0).sqrt().mean())
 
     error = caught(line(), loader(), step=step, clip_norm=1.0)
     assert "gradients: not finite are those of weight" in str(error)
     assert "the search for the source failed: OSError: only once" in str(error)
-
-
-class Spare(nn.Module):
-    """It has a lazy part that is never called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used, self.spare = nn.Linear(3, 1), nn.LazyLinear(4)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.used(inputs)
-        return out
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")

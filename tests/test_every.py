@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
-from helpers import Unsized, small_trainer, some_batches
+from helpers import At, Unsized, line_trainer, ragged, small_trainer, some_batches
 from loopwright import Callback, ConfigError, Every, Progress, Schedule, State
 from loopwright.testing import HookRecorder
 
@@ -261,3 +261,21 @@ def test_a_schedule_does_not_keep_a_callback_from_the_final_rate_of_an_epoch() -
     trainer = small_trainer(Rates(), model=model, optimizer=lambda parameters: optimizer, schedule=schedule)
     trainer.fit(some_batches(2), epochs=2)
     assert rates == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("targets", [{"epochs": 3}, {"steps": 7}, {"epochs": 2, "steps": 7}, {"epochs": 4, "steps": 5}])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_fit_ends_with_the_epoch_and_the_step_that_its_plan_foresees(
+    targets: dict[str, Any], accumulate: int, count: int
+) -> None:
+    foreseen: set[tuple[float, float]] = set()
+
+    def note(state: State) -> None:
+        foreseen.add(state.plan.end(state.progress))
+
+    trainer = line_trainer(
+        callbacks=[At(on_fit_start=note, on_epoch_start=note, on_epoch_end=note)], accumulate=accumulate
+    )
+    progress = trainer.fit(ragged(*[2] * count), **targets).progress
+    assert foreseen == {(progress.epoch, progress.step)}

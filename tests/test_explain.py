@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from helpers import StopsIn, Unsized, all_equal, line, line_trainer, ragged, weights_of
+from helpers import Spare, StopsIn, Unsized, all_equal, line, line_trainer, ragged, weights_of
 from loopwright import Every, NonFiniteError, Output, Schedule, Trainer
 from loopwright.callback import HOOKS
 from loopwright.callbacks import Checkpoint, EarlyStopping, ProgressBar
@@ -777,18 +777,6 @@ def test_sparse_gradients_are_looked_at_too() -> None:
     twin, optimizer = make()
     assert run_alone(trainer.explain(), twin, optimizer, nn.CrossEntropyLoss(), batches) == result.history
     assert_same(dict(model.state_dict()), dict(twin.state_dict()), "weights")
-
-
-class Spare(nn.Module):
-    """It has a lazy part that is never called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used, self.spare = nn.Linear(3, 1), nn.LazyLinear(4)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.used(inputs)
-        return out
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")

@@ -811,3 +811,30 @@ def test_setup_sees_the_model_on_its_device_and_the_state_that_the_trainer_has()
 
 def test_every_hook_stands_in_one_of_the_orders() -> None:
     assert {name for order in ORDER.values() for name in order.split()} == set(HOOKS)
+
+
+class InstanceOnly:
+    """An attribute that may be read on an instance only."""
+
+    def __get__(self, made: object, owner: type) -> object:
+        if made is None:
+            raise AttributeError("instance only")
+        return made
+
+
+def test_attributes_whose_names_are_like_no_hooks_are_not_read_when_a_class_is_created() -> None:
+    class WithFolder(Callback):
+        folder = InstanceOnly()
+
+    callback = WithFolder()
+    assert callback.folder is callback
+
+
+def test_a_name_with_an_underscore_before_it_is_the_users_own() -> None:
+    class Shares(Callback):
+        def on_eval_end(self, state: State) -> None:
+            self._on_fit_end(state)
+
+        def _on_fit_end(self, state: State) -> None: ...
+
+    assert Shares.on_fit_end is Callback.on_fit_end

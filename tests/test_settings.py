@@ -395,6 +395,50 @@ def test_a_sum_without_accumulation_and_a_loss_whose_parameters_are_held_or_froz
     assert _warnings(_make(loss=nn.MSELoss(reduction="sum")), caplog) == []
 
 
+class Adversaries(nn.Module):
+    """Two that are trained against each other, the second by its own optimizer within the step of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = line(), line()
+        self.optimizer = torch.optim.SGD(self.other.parameters(), lr=0.1)
+
+    def step(self, model: nn.Module, batch: Any) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = self.other(batch[0]).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        out: Tensor = (model(batch[0]) - batch[1]).square().mean()
+        return out
+
+
+def test_what_a_step_trains_itself_is_neither_warned_of_nor_a_failure_of_the_preflight(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    both = Adversaries()
+    before = both.other.weight.clone()
+    trainer = _make(model=both.one, step=both.step)
+    assert trainer.preflight(ragged(4, 4)).failed == ()
+    assert _warnings(trainer, caplog) == []
+    assert not torch.equal(both.other.weight, before)
+
+
+class WithClosure(torch.optim.SGD):
+    """An optimizer of one's own that evaluates the loss itself."""
+
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]  # it cannot do without one
+        loss = closure()
+        super().step()
+        return loss
+
+
+def test_what_is_said_of_lbfgs_under_clipping_is_said_of_no_other_optimizer_with_a_closure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = line()
+    assert _warnings(_make(model=model, optimizer=WithClosure(model.parameters(), lr=0.1), clip_norm=1.0), caplog) == []
+
+
 def test_parameters_that_the_optimizer_gets_before_the_fit_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     loss = AboutCentre()
     trainer = _make(loss=loss)

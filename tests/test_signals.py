@@ -22,7 +22,17 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 import signal_runs
 from broken_runs import Case, broken, build, dataset, differences, fit
 from broken_runs import unbroken as whole_run
-from helpers import At, Outcome, assert_same_run, line_trainer, small_model, small_trainer, some_batches, weights_of
+from helpers import (
+    At,
+    Outcome,
+    RaisesSignal,
+    assert_same_run,
+    line_trainer,
+    small_model,
+    small_trainer,
+    some_batches,
+    weights_of,
+)
 from loopwright import Every, Result, State, Trainer, latest_checkpoint
 from loopwright.callbacks import Checkpoint
 from loopwright.checkpoint.folder import list_checkpoints
@@ -142,16 +152,7 @@ def test_a_signal_in_any_hook_loses_nothing_and_repeats_nothing(tmp_path: Path) 
     case = Case(samples=9, batch_size=3, epochs=2, validate=Every(steps=2), save=Every(epochs=5), patience=2)
     expected, calls = whole_run(case, tmp_path / "unbroken")
     for at in range(1, calls + 1):
-        folder, count = tmp_path / str(at), 0
-
-        def ask(hook: str, state: State) -> None:
-            nonlocal count
-            count += 1
-            if count == at:  # noqa: B023  # it is called within this turn of the loop alone
-                signal.raise_signal(signal.SIGTERM)
-
-        recorder = HookRecorder()
-        recorder.record = ask  # type: ignore[method-assign]  # one for this run alone
+        folder, recorder = tmp_path / str(at), RaisesSignal(signal.SIGTERM, at)
         with pytest.raises(SystemExit) as caught:
             fit(build(case, folder, None, recorder), case)
         assert caught.value.code == 143
@@ -238,17 +239,7 @@ def test_ctrl_c_in_any_hook_and_fit_again_end_with_the_bits_of_an_unbroken_run()
     recorder = HookRecorder()
     expected, _ = _in_parts(fit, small_trainer(recorder))
     for at in range(1, len(recorder.hooks) + 1):
-        count = 0
-
-        def ask(hook: str, state: State) -> None:
-            nonlocal count
-            count += 1
-            if count == at:  # noqa: B023  # it is called within this turn of the loop alone
-                signal.raise_signal(signal.SIGINT)
-
-        asking = HookRecorder()
-        asking.record = ask  # type: ignore[method-assign]  # one for this run alone
-        found, interruptions = _in_parts(fit, small_trainer(asking))
+        found, interruptions = _in_parts(fit, small_trainer(RaisesSignal(signal.SIGINT, at)))
         assert interruptions == 1
         assert_same_run(found, expected)
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers import failing_the_second_time
 from loopwright import NonFiniteError, Output, Schedule, Trainer
 
 Data = tuple[Tensor, Tensor]
@@ -373,13 +374,8 @@ def test_the_reason_is_that_of_the_operation(name: str) -> None:
 
 
 def test_a_bad_input_is_told_where_the_search_of_its_use_fails() -> None:
-    calls = 0
-
+    @failing_the_second_time
     def step(model: nn.Module, batch: Data) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise OSError("only once")
         return F.mse_loss(model(batch[0]), batch[1])
 
     data = samples()
