@@ -59,7 +59,7 @@ class Run:
         self.ended: bool = False  # a fit has ended well, and nothing has been trained since
         monitor = None if schedule is None else schedule.monitor
         self.plateau: Monitor | None = None if monitor is None else Monitor(monitor, "min")
-        self.history: History = History()
+        self.history: History = History(state.metrics)
         self.regained: list[tuple[Callback[Any], Any]] = []  # what callbacks were given back for this fit
 
     @property

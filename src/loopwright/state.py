@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
@@ -98,21 +99,23 @@ class Plan:
 
 
 _NOTHING: Mapping[str, float | Tensor] = {}
+_MOST_PUT_OFF = 64  # so that what waits takes no more memory in a long run
 
 
 class Metrics(Mapping[str, float]):
     """The newest value of every name that was logged, as floats.
 
-    A value may still be on the accelerator: reading it here is what waits for the device.
+    A value may still be on the accelerator, or not be worked out yet: reading it here is what waits.
     """
 
-    __slots__ = ("_held", "_mark", "_marks", "_prefix", "_values", "reads", "validated")
+    __slots__ = ("_held", "_later", "_mark", "_marks", "_prefix", "_values", "reads", "validated")
 
     def __init__(self) -> None:
         self._values: dict[str, float | Tensor] = {}
         self._marks: dict[str, int] = {}
         self._mark = 0
         self._prefix, self._held = "", _NOTHING  # a step's values, as they came: most are replaced before anyone asks
+        self._later: list[Callable[[], None]] = []  # what is put off until somebody asks, in its order
         self.reads: int = 0  # how often a value was fetched from a tensor
         self.validated: bool = False  # whether the present call has validation data, which a missing name may await
 
@@ -122,21 +125,65 @@ class Metrics(Mapping[str, float]):
             self._let_go()
         self._prefix, self._held = prefix, values
 
+    def record(self, name: str, value: float | Tensor) -> None:
+        """Store the newest value of a name that is known to be good. Callbacks call ``State.log``."""
+        if self._held:
+            self._let_go()
+        if self._later:
+            self._later.append(partial(self._store, {name: value}))
+        else:
+            self._mark = self._marks[name] = self._mark + 1
+            self._values[name] = value
+
+    def record_later(self, work_out: Callable[[], Mapping[str, float]]) -> None:
+        """Store the newest values of names that are known to be good, which are worked out when somebody reads."""
+        if self._held:
+            self._let_go()
+        self._later.append(lambda: self._store(work_out()))
+        if len(self._later) >= _MOST_PUT_OFF:
+            self.catch_up()
+
+    def afterwards(self, act: Callable[[], None]) -> None:
+        """Do something that reads what was logged so far, and nothing newer: at once, unless some of it is put off."""
+        if not self._later:
+            act()
+            return
+        if self._held:
+            self._let_go()
+        self._later.append(act)
+
+    def _store(self, values: Mapping[str, float | Tensor]) -> None:
+        for name, value in values.items():
+            self._mark = self._marks[name] = self._mark + 1
+            self._values[name] = value
+
     def _let_go(self) -> None:
+        """Store a step's values under their names, or put that off as well where something before them is."""
         held, self._held = self._held, _NOTHING
-        for name, value in held.items():
-            self.record(f"{self._prefix}/{name}", value)
+        values = {f"{self._prefix}/{name}": value for name, value in held.items()}
+        if self._later:
+            self._later.append(partial(self._store, values))
+        else:
+            self._store(values)
+
+    def catch_up(self) -> None:
+        """Do all that was put off, in its order."""
+        if self._held:
+            self._let_go()
+        later, self._later = self._later, []
+        for act in later:
+            act()
 
     @property
     def mark(self) -> int:
         """Grows with every value logged: "fresh" is whatever has a later mark."""
-        if self._held:
-            self._let_go()
+        if self._held or self._later:
+            self.catch_up()
         return self._mark
 
     def __getitem__(self, name: str) -> float:
-        if self._held:
-            self._let_go()
+        if self._held or self._later:
+            self.catch_up()
         try:
             value = self._values[name]
         except KeyError:
@@ -157,18 +204,18 @@ class Metrics(Mapping[str, float]):
         )
 
     def __contains__(self, name: object) -> bool:
-        if self._held:
-            self._let_go()
+        if self._held or self._later:
+            self.catch_up()
         return name in self._values
 
     def __iter__(self) -> Iterator[str]:
-        if self._held:
-            self._let_go()
+        if self._held or self._later:
+            self.catch_up()
         return iter(self._values)
 
     def __len__(self) -> int:
-        if self._held:
-            self._let_go()
+        if self._held or self._later:
+            self.catch_up()
         return len(self._values)
 
     def __repr__(self) -> str:
@@ -176,26 +223,26 @@ class Metrics(Mapping[str, float]):
 
     def mark_of(self, name: str) -> int:
         """The mark at which the run last logged ``name``: 0 if it never did, -1 if a test pass has done so since."""
-        if self._held:
-            self._let_go()
+        if self._held or self._later:
+            self.catch_up()
         return self._marks.get(name, 0)
 
     def since(self, mark: int) -> dict[str, float]:
         """The values logged after ``mark``, in the order in which their names first appeared."""
-        if self._held:
-            self._let_go()
+        if self._held or self._later:
+            self.catch_up()
         return {name: self[name] for name, marked in self._marks.items() if marked > mark}
 
     def marks(self) -> dict[str, int]:
         """The mark of every name, as it is now."""
-        if self._held:
-            self._let_go()
+        if self._held or self._later:
+            self.catch_up()
         return dict(self._marks)
 
     def settle(self, before: Mapping[str, int]) -> None:
         """Keep what a test pass has logged since these marks, but let nothing take it for a value of the run's."""
-        if self._held:
-            self._let_go()
+        if self._held or self._later:
+            self.catch_up()
         for name, mark in self._marks.items():
             if mark != before.get(name, 0):
                 self._marks[name] = -1 if before.get(name, 0) else 0
@@ -207,23 +254,7 @@ class Metrics(Mapping[str, float]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""
         self._values, self._marks, self._mark = dict(state["values"]), dict(state["marks"]), state["mark"]
-        self._held = _NOTHING
-
-    def record_all(self, values: Mapping[str, float]) -> None:
-        """Store the newest values of names that are known to be good, in this order."""
-        if self._held:
-            self._let_go()
-        mark = self._mark
-        self._mark = mark + len(values)
-        self._marks.update(zip(values, range(mark + 1, self._mark + 1), strict=True))
-        self._values.update(values)
-
-    def record(self, name: str, value: float | Tensor) -> None:
-        """Store the newest value of a name that is known to be good. Callbacks call ``State.log``."""
-        if self._held:
-            self._let_go()
-        self._mark = self._marks[name] = self._mark + 1
-        self._values[name] = value
+        self._held, self._later = _NOTHING, []
 
 
 def unknown_metric(name: str, known: Mapping[str, object], why: str = "", fix: str = "") -> UnknownMetricError:

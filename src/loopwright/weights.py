@@ -41,7 +41,7 @@ def holds(model: nn.Module, weights: Mapping[str, Any]) -> bool:
 def plain_module(model: nn.Module) -> nn.Module:
     """The module that compiling or distributing has wrapped, whose names a checkpoint has."""
     while True:
-        inner = getattr(model, "_orig_mod", None)  # torch.compile's
+        inner: object = model._modules.get("_orig_mod")  # torch.compile's
         if inner is None and isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             inner = model.module
         if not isinstance(inner, nn.Module):

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from torch import Tensor
@@ -23,11 +24,13 @@ from loopwright.state import check_name
 
 if TYPE_CHECKING:
     from loopwright.inspecting.inspection import Inspection
+    from loopwright.inspecting.taken import Taken
     from loopwright.state import Plan, State
 
 _FIRST = (1,)  # inspected whatever the cadence: the rules look at how a run began
 _EARLY = (1, 4, 16)  # the same where the run may be over before the cadence has come round a few times
 _AT_LEAST = 4  # inspections after the early ones, where the length of the run is known
+_MOST_WAITING = 16  # inspections
 _NEVER = 2**62
 
 # Of a layer: the places and the sizes of its parameters, what it is logged as, and the names of its shares.
@@ -102,6 +105,7 @@ class GradientInspector(Callback[Any]):
 
     def _forget(self) -> None:
         self._record = Record()
+        self._waiting: list[tuple[Taken, dict[str, float]]] = []  # what was taken, and what is to be logged of it
         self._died = False
         self._earlier: dict[str, Tensor] = {}
         self._turns: dict[str, int] = {}
@@ -114,6 +118,12 @@ class GradientInspector(Callback[Any]):
     def _set_next(self, step: int) -> None:
         """Inspect the step of this number: watch its forward pass, and remember the gradient of the step before."""
         self._next, self._before, self._two_before = step, step - 1, step - 2
+
+    def _catch_up(self) -> None:
+        """Work out the inspections that are waiting, one after the other."""
+        waiting, self._waiting = self._waiting, []
+        for taken, values in waiting:
+            self._work_out(taken, values)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -151,12 +161,14 @@ class GradientInspector(Callback[Any]):
     @property
     def latest(self) -> Mapping[str, LayerNumbers]:
         """The numbers of the newest inspection, by parameter."""
+        self._catch_up()
         if not self._record.inspections:
             return {}
         one = self._record.inspections[-1]
         return {p.name: layer_numbers(one, [i], [p.size]) for i, p in enumerate(self._record.parameters)}
 
     def _evidence(self) -> Evidence:
+        self._catch_up()
         return evidence_of(self._record, died=self._died)
 
     def on_fit_start(self, state: State) -> None:
@@ -197,21 +209,22 @@ class GradientInspector(Callback[Any]):
         if step < self._before:
             probe.remember()
             return
-        self._take(state, probe.after(self._next, state.plan.clip_norm, made=False))  # of an attempt that was skipped
+        self._put_off(probe.after(self._next, state.plan.clip_norm, made=False))  # of an attempt that was skipped
         probe.activations.close()
         probe.before(clipped=state.plan.clip_norm is not None)
 
     def on_step_end(self, state: State) -> None:
-        """Measure what the step has changed, and log all of it."""
+        """Take what the step has changed, and log all of it."""
         if state.progress.step < self._next:
             return
         probe = self._look(state)
         probe.activations.close()
-        inspection = probe.after(self._next, state.plan.clip_norm)
+        values = self._put_off(probe.after(self._next, state.plan.clip_norm))
         self._set_next(self._due_after(state.progress.step))
-        if inspection is not None:
-            self._take(state, inspection)
-            self._log(state, inspection)
+        if values is not None:
+            state.metrics.record_later(partial(self._worked_out, values))
+            if self.histograms is not None:
+                self._draw(state)
         if self._before == state.progress.step:
             probe.remember()
 
@@ -220,14 +233,38 @@ class GradientInspector(Callback[Any]):
             self._probe = Probe(state.model, state.optimizer, self._turns, self._earlier)
         return self._probe
 
-    def _take(self, state: State, inspection: Inspection | None) -> None:
-        if inspection is not None and self._probe is not None:
-            if self._record.parameters != self._probe.parameters:
-                self._named = {}
-            self._record.add(self._probe.parameters, inspection)
-            self._record.quiet = self._probe.silent(inspection, self._record.quiet)
+    def _put_off(self, taken: Taken | None) -> dict[str, float] | None:
+        """Put the work on an inspection off until somebody wants to know, if that is possible.
 
-    def _log(self, state: State, inspection: Inspection) -> None:
+        Args:
+            taken: What it has taken, or None where there was nothing.
+
+        Returns:
+            What it has to log, which is empty as long as it is not worked out.
+        """
+        if taken is None:
+            return None
+        values: dict[str, float] = {}
+        self._waiting.append((taken, values))
+        if not taken.keeps or len(self._waiting) >= _MOST_WAITING:
+            self._catch_up()
+        return values
+
+    def _worked_out(self, values: dict[str, float]) -> dict[str, float]:
+        if not values:
+            self._catch_up()
+        return values
+
+    def _work_out(self, taken: Taken, values: dict[str, float]) -> None:
+        inspection, record = taken.inspection(), self._record
+        if record.parameters != taken.parameters:
+            self._named = {}
+        record.add(taken.parameters, inspection)
+        record.quiet = taken.silent(inspection, record.quiet)
+        if taken.made:
+            values.update(self._values(inspection))
+
+    def _values(self, inspection: Inspection) -> dict[str, float]:
         if not self._named:
             self._named = _names(self._record, self.layers)
         values = {"grad/norm": inspection.total}
@@ -252,9 +289,7 @@ class GradientInspector(Callback[Any]):
                         values[name] = share
         if weights:
             values["update/ratio"] = math.sqrt(changed / weights)
-        state.metrics.record_all(values)
-        if self.histograms is not None:
-            self._draw(state)
+        return values
 
     def _dead(self, places: list[int]) -> float:
         """The share of a layer's units whose gradient is zero, where it is half of them or more."""
@@ -266,13 +301,14 @@ class GradientInspector(Callback[Any]):
     def _draw(self, state: State) -> None:
         assert self._probe is not None
         assert self.histograms is not None
+        self._catch_up()
         logged = {
             self._record.parameters[i].name
             for places, _, _, shares in self._named.values()
             if shares is not None
             for i in places
         }
-        for parameter, tensor in zip(self._probe.parameters, self._probe.tensors, strict=True):
+        for parameter, tensor in self._probe.measured():
             if parameter.name in logged and tensor.grad is not None:
                 name = _clean(parameter.name)
                 self.histograms.histogram(f"grad/{name}", tensor.grad.detach(), state.progress.step)
@@ -297,7 +333,7 @@ class GradientInspector(Callback[Any]):
             return
         self._died = isinstance(error, FloatingPointError)
         if self._died and self._probe is not None:
-            self._take(state, self._probe.after(self._next, state.plan.clip_norm, made=False))
+            self._put_off(self._probe.after(self._next, state.plan.clip_norm, made=False))
         if self._died or isinstance(error, KeyboardInterrupt):
             evidence = self._evidence()
             if findings := diagnose(evidence):
@@ -306,6 +342,7 @@ class GradientInspector(Callback[Any]):
     def teardown(self, state: State) -> None:
         """Take the hooks off the model, and let go of it."""
         self._fitting = False
+        self._catch_up()
         if self._probe is not None:
             self._earlier, self._turns = self._probe.earlier(), self._probe.turns
             self._probe.close()
@@ -313,6 +350,7 @@ class GradientInspector(Callback[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """The inspections so far, and what is under way for the next one."""
+        self._catch_up()
         probe = self._probe
         return {
             "record": dict(self._record.state_dict()),

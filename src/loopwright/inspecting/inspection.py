@@ -145,7 +145,7 @@ class Record:
             inspection: Its numbers.
         """
         if parameters is not self._known:
-            if [p.name for p in parameters] == [p.name for p in self.parameters]:
+            if not self.parameters or [p.name for p in parameters] == [p.name for p in self.parameters]:
                 self._known, self.parameters = parameters, list(parameters)
             else:
                 self.parameters, inspection = self._placed(parameters, inspection)

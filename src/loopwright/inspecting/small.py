@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from loopwright.inspecting.inspection import MISSING, Parameter
+from loopwright.inspecting.inspection import Parameter
 
 _SMALL = 2**14  # elements in all
 _SMALL_TABLE = 2**20  # elements times tensors: of ones and zeros that say which element belongs to which
@@ -24,9 +24,10 @@ _Columns: TypeAlias = dict[str, list[float]]
 class Small:
     """All trainable parameters as one vector.
 
-    With the gradient, that of the step before, the weights and their change as the rows of a matrix, all products of
-    two rows are one multiplication, and their sums over each parameter another, by ones and zeros. Of a tiny model
-    the rows are lists of floats: one operation of torch that was not called lately takes longer.
+    Within the step it only copies. With the gradient, that of the step before, the weights and their change as the
+    rows of a matrix, all products of two rows are one multiplication, and their sums over each parameter another, by
+    ones and zeros. Of a tiny model the rows are lists of floats: one operation of torch that was not called lately
+    takes longer.
 
     Args:
         parameters: What is known of them.
@@ -35,20 +36,18 @@ class Small:
 
     def __init__(self, parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> None:
         self._names = [p.name for p in parameters]
-        self._sizes = [p.size for p in parameters]
-        self._size = sum(self._sizes)
+        sizes = [p.size for p in parameters]
         self._tensors = list(tensors)
-        ends = list(accumulate(self._sizes))
+        ends = list(accumulate(sizes))
         self._bounds = list(zip([0, *ends], ends, strict=False))
         self._belongs: Tensor | None = None
-        if self._size > _COUNTED:
+        if ends[-1] > _COUNTED:
             each = torch.eye(len(tensors), dtype=tensors[0].dtype)
-            self._belongs = each.repeat_interleave(torch.tensor(self._sizes), 0)
+            self._belongs = each.repeat_interleave(torch.tensor(sizes), 0)
         self._weights: list[Tensor] = []
         self._places: list[int] = []
-        self._held: list[Tensor] | None = None
+        self._held: list[Tensor] | None = None  # the gradients of the step before
         self._before: Tensor | None = None
-        self._alone = True
 
     def remember(self) -> bool:
         """Keep the present gradients, which belong to nobody else once they are cleared; False where there is none."""
@@ -82,43 +81,76 @@ class Small:
             earlier: The gradients of the step before that a resume has brought.
         """
         gradients, held = self._gradients(), self._held
-        self._held = None
         if gradients is None:
+            self._held = None
             return False
         if held is None and earlier.keys() == set(self._names):
             held = [earlier[name].to(g) for name, g in zip(self._names, gradients, strict=True)]
             if any(a.shape != b.shape for a, b in zip(gradients, held, strict=True)):
                 held = None
         # Where gradients are cleared by filling them with zeros, those of the step before are gone.
-        self._alone = held is None or any(map(operator.is_, gradients, held))
-        self._before = _flatten([*gradients, *(gradients if held is None or self._alone else held), *self._current()])
+        self._held = None if held is None or any(map(operator.is_, gradients, held)) else held
+        self._before = _flatten([*gradients, *self._current()])
         return True
 
     @property
     def pending(self) -> bool:
-        """Whether ``before`` has taken something that ``after`` has not read."""
+        """Whether ``before`` has taken something that ``after`` has not."""
         return self._before is not None
 
-    def after(self, *, made: bool) -> _Columns | None:
-        """The columns of an inspection; None where nothing is pending."""
-        if self._before is None:
-            return None
-        rows = _flatten([self._before, *self._current()])
-        self._before = None
-        columns = self._by_floats(rows) if self._belongs is None else self._by_products(rows.view(4, -1))
-        if not made:
-            columns["update"] = [MISSING] * len(self._sizes)
-        if self._alone:
-            columns["dot"] = columns["now"] = columns["then"] = [0.0] * len(self._sizes)
+    def after(self) -> Rows:
+        """All that ``before`` has taken, and the weights as they are now."""
+        assert self._before is not None
+        values = _flatten([self._before, *self._current()])
+        if values.requires_grad:  # of a backward with create_graph=True
+            values = values.detach()
+        earlier, self._before, self._held = self._held, None, None
+        return Rows(values, earlier, self._bounds, self._belongs)
+
+
+class Rows:
+    """Gradients, weights and weights after the step, and gradients of the step before, taken but not yet looked at.
+
+    Args:
+        values: The first three, one after the other.
+        earlier: The gradients of the step before, which nobody else holds, or None.
+        bounds: Where each parameter begins and ends in each of the four.
+        belongs: For each parameter, ones at the elements that are its own; None where they are few.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        earlier: list[Tensor] | None,
+        bounds: Sequence[tuple[int, int]],
+        belongs: Tensor | None,
+    ) -> None:
+        self._values, self._earlier, self._bounds, self._belongs = values, earlier, bounds, belongs
+
+    def gradient(self, number: int) -> Tensor:
+        """The gradient of one of the parameters, as a vector."""
+        start, end = self._bounds[number]
+        return self._values[start:end]
+
+    def columns(self) -> _Columns:
+        """The columns of an inspection."""
+        size = self._bounds[-1][1]
+        earlier = self._values[:size] if self._earlier is None else _flatten(self._earlier).detach()
+        columns = (
+            self._by_floats(self._values.tolist(), earlier.tolist(), size)
+            if self._belongs is None
+            else self._by_products(self._values.view(3, -1), earlier, self._belongs)
+        )
+        if self._earlier is None:
+            columns["dot"] = columns["now"] = columns["then"] = [0.0] * len(self._bounds)
         return columns
 
-    def _by_floats(self, rows: Tensor) -> _Columns:
-        values: list[float] = rows.tolist()
-        size, hypot, dist = self._size, math.hypot, math.dist
+    def _by_floats(self, values: list[float], before: list[float], size: int) -> _Columns:
+        hypot, dist = math.hypot, math.dist
         grad, weight, update, zeros, dot, now, then = [], [], [], [], [], [], []
         for start, end in self._bounds:
-            g, h = values[start:end], values[size + start : size + end]
-            w, v = values[2 * size + start : 2 * size + end], values[3 * size + start : 3 * size + end]
+            g, h = values[start:end], before[start:end]
+            w, v = values[size + start : size + end], values[2 * size + start : 2 * size + end]
             norm, earlier, between = hypot(*g), hypot(*h), dist(g, h)
             grad.append(norm)
             weight.append(hypot(*w))
@@ -141,15 +173,14 @@ class Small:
             "then": then,
         }
 
-    def _by_products(self, rows: Tensor) -> _Columns:
-        assert self._belongs is not None
-        rows[3].sub_(rows[2])  # the change
-        sums: list[list[float]] = (rows.unsqueeze(1) * rows).view(16, -1).mm(self._belongs).tolist()
+    def _by_products(self, values: Tensor, earlier: Tensor, belongs: Tensor) -> _Columns:
+        rows = torch.stack([values[0], earlier, values[1], values[2] - values[1]])  # the last is the change
+        sums: list[list[float]] = (rows.unsqueeze(1) * rows).view(16, -1).mm(belongs).tolist()
         grad, dot, then, weight, update = sums[0], sums[1], sums[5], sums[10], sums[15]
         bad = [0.0] * len(grad)
         if not math.isfinite(sum(grad) + sum(then) + sum(weight) + sum(update)):
             # One product with NaN is NaN in every sum: each parameter for itself, and in a wider format.
-            own = torch.split(rows.double(), self._sizes, 1)
+            own = torch.split(rows.double(), [end - start for start, end in self._bounds], 1)
             grad, then, weight, update = ([float(r[k].square().sum()) for r in own] for k in range(4))
             dot = [float(r[0].dot(r[1])) for r in own]
             bad = [float((~r[0].isfinite()).sum()) for r in own]
@@ -157,7 +188,7 @@ class Small:
             "grad": list(map(math.sqrt, grad)),
             "weight": list(map(math.sqrt, weight)),
             "update": list(map(math.sqrt, update)),
-            "zeros": (rows[0] == 0).to(rows.dtype).unsqueeze(0).mm(self._belongs)[0].tolist(),
+            "zeros": (rows[0] == 0).to(rows.dtype).unsqueeze(0).mm(belongs)[0].tolist(),
             "bad": bad,
             "dot": dot,
             "now": grad,
@@ -170,8 +201,7 @@ def small_of(parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> Smal
     size = sum(p.size for p in parameters)
     if not tensors or size > _SMALL or size * len(tensors) > _SMALL_TABLE:
         return None
-    if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
-        return None
-    if tensors[0].dtype not in (torch.float32, torch.float64) or tensors[0].device.type != "cpu":
+    dtype = tensors[0].dtype
+    if dtype not in (torch.float32, torch.float64) or any(t.dtype is not dtype or not t.is_cpu for t in tensors):
         return None
     return Small(parameters, tensors)
