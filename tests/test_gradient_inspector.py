@@ -438,3 +438,96 @@ def test_spikes_are_found_where_one_of_the_first_inspections_is_one_too(first: i
         batches[number][1].mul_(1000)
     small_trainer(inspector, model=line(), clip_norm=0.1).fit(batches, epochs=1)
     assert "spikes" in [finding.rule for finding in inspector.findings]
+
+
+class Reads(Callback[Any]):
+    """Reads what there is at each step, so that nothing can wait."""
+
+    def on_step_end(self, state: State) -> None:
+        assert len(state.metrics)
+
+
+class Fills(torch.optim.SGD):
+    """Clears gradients by filling them with zeros, so that they are the same tensors at each step."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none=False)
+
+
+def filling(parameters: Any) -> torch.optim.Optimizer:
+    return Fills(parameters, lr=0.01)
+
+
+def freezes(state: State, batch: Any) -> None:
+    next(iter(state.model.parameters())).requires_grad_(state.progress.step % 4 < 2)
+
+
+def logs_too(state: State) -> None:
+    state.log("grad/norm", float(state.progress.step))
+
+
+@pytest.mark.parametrize("counted", [0, 2**20], ids=["as one vector", "in python"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"clip_norm": 0.01},
+        {"accumulate": 2},
+        {"precision": "fp16"},
+        {"optimizer": filling},
+        {"callbacks": [At(on_batch_start=freezes)]},
+        {"callbacks": [At(on_step_end=logs_too)]},
+    ],
+    ids=["plain", "clipped", "accumulated", "fp16", "filled with zeros", "frozen now and then", "logged by another"],
+)
+def test_what_is_worked_out_later_is_what_is_worked_out_at_once(
+    settings: dict[str, Any], counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopwright.inspecting.small._COUNTED", counted)
+    found = []
+    others = settings.get("callbacks", [])
+    rest = {name: value for name, value in settings.items() if name != "callbacks"}
+    for reader in ([], [Reads()]):
+        torch.manual_seed(0)
+        inspector = GradientInspector(Every(steps=3))
+        trainer = small_trainer(inspector, *others, *reader, model=mlp(3), **rest)
+        result = trainer.fit(list(vectors())[:5], epochs=8)
+        rows = [list(row.items()) for row in result.history]  # in the same order, too
+        values = list(trainer.state.metrics.items())
+        found.append((rows, values, inspector.report(), repr(inspector.latest)))  # in which NaN may be
+    assert found[0] == found[1]
+
+
+def test_an_inspection_waits_for_somebody_who_reads_and_not_without_end() -> None:
+    waiting: list[int] = []
+    inspector = each_step()
+    note = At(on_step_end=lambda state: waiting.append(len(inspector._waiting)))
+    small_trainer(inspector, note, model=line()).fit(some_batches(4), steps=100)
+    assert waiting[:3] == [1, 2, 3]
+    assert max(waiting) == 31
+    assert not inspector._waiting
+    waiting.clear()
+    small_trainer(inspector, note, Reads(), model=line()).fit(some_batches(4), steps=9)
+    assert waiting == [1] * 9
+
+
+def test_a_layer_that_comes_in_between_does_not_shift_the_names() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 1))
+    inspector, by_hand = each_step(), ByHand("2.weight")
+
+    def grow(state: State, batch: Any) -> None:
+        if state.progress.step == 4:
+            model[1] = nn.Linear(4, 4)
+            state.optimizer.add_param_group({"params": list(model[1].parameters())})
+
+    trainer = small_trainer(inspector, by_hand, At(on_batch_start=grow), model=model)
+    trainer.fit([(torch.randn(5, 4), torch.randn(5, 1)) for _ in range(3)], steps=12)
+    metrics = trainer.state.metrics
+    assert metrics["grad/2/norm"] == inspector_norm(model[2])
+    assert metrics["grad/1/norm"] == inspector_norm(model[1])
+    assert metrics["update/1/ratio"] > 0
+
+
+def inspector_norm(layer: nn.Module) -> Any:
+    gradients = [p.grad.flatten() for p in layer.parameters() if p.grad is not None]
+    return pytest.approx(float(torch.cat(gradients).norm()), rel=1e-4)

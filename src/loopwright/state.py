@@ -99,7 +99,7 @@ class Plan:
 
 
 _NOTHING: Mapping[str, float | Tensor] = {}
-_MOST_PUT_OFF = 64  # so that what waits takes no more memory in a long run
+_MOST_PUT_OFF = 1000  # so that what waits takes no more memory in a long run
 
 
 class Metrics(Mapping[str, float]):
@@ -130,7 +130,7 @@ class Metrics(Mapping[str, float]):
         if self._held:
             self._let_go()
         if self._later:
-            self._later.append(partial(self._store, {name: value}))
+            self._put_off(partial(self._store, {name: value}))
         else:
             self._mark = self._marks[name] = self._mark + 1
             self._values[name] = value
@@ -139,9 +139,7 @@ class Metrics(Mapping[str, float]):
         """Store the newest values of names that are known to be good, which are worked out when somebody reads."""
         if self._held:
             self._let_go()
-        self._later.append(lambda: self._store(work_out()))
-        if len(self._later) >= _MOST_PUT_OFF:
-            self.catch_up()
+        self._put_off(lambda: self._store(work_out()))
 
     def afterwards(self, act: Callable[[], None]) -> None:
         """Do something that reads what was logged so far, and nothing newer: at once, unless some of it is put off."""
@@ -150,7 +148,12 @@ class Metrics(Mapping[str, float]):
             return
         if self._held:
             self._let_go()
+        self._put_off(act)
+
+    def _put_off(self, act: Callable[[], None]) -> None:
         self._later.append(act)
+        if len(self._later) >= _MOST_PUT_OFF:
+            self.catch_up()
 
     def _store(self, values: Mapping[str, float | Tensor]) -> None:
         for name, value in values.items():
@@ -160,11 +163,8 @@ class Metrics(Mapping[str, float]):
     def _let_go(self) -> None:
         """Store a step's values under their names, or put that off as well where something before them is."""
         held, self._held = self._held, _NOTHING
-        values = {f"{self._prefix}/{name}": value for name, value in held.items()}
-        if self._later:
-            self._later.append(partial(self._store, values))
-        else:
-            self._store(values)
+        for name, value in held.items():
+            self.record(f"{self._prefix}/{name}", value)
 
     def catch_up(self) -> None:
         """Do all that was put off, in its order."""

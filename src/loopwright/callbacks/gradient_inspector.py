@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _FIRST = (1,)  # inspected whatever the cadence: the rules look at how a run began
 _EARLY = (1, 4, 16)  # the same where the run may be over before the cadence has come round a few times
 _AT_LEAST = 4  # inspections after the early ones, where the length of the run is known
-_MOST_WAITING = 16  # inspections
+_MOST_WAITING = 32  # inspections
 _NEVER = 2**62
 
 # Of a layer: the places and the sizes of its parameters, what it is logged as, and the names of its shares.
@@ -262,7 +262,7 @@ class GradientInspector(Callback[Any]):
         record.add(taken.parameters, inspection)
         record.quiet = taken.silent(inspection, record.quiet)
         if taken.made:
-            values.update(self._values(inspection))
+            values.update(self._values(record.inspections[-1]))  # with the numbers at the record's places
 
     def _values(self, inspection: Inspection) -> dict[str, float]:
         if not self._named:
