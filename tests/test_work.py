@@ -85,4 +85,4 @@ def test_an_epoch_and_a_fit_enter_few_functions_beside_their_steps() -> None:
     one, two, many = (cost(loader, 2, epochs, none) for epochs in (1, 2, 12))
     step = (cost(loader, 12, 1, none) - one) / 10
     assert (many - two) / 10 - 2 * step <= 61
-    assert one - 2 * step <= 206
+    assert one - 2 * step <= 209
