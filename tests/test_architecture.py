@@ -58,6 +58,7 @@ FLOORS = {
         "loopwright.checks.sampling",
         "loopwright.checks.seen",
         "loopwright.checks.surroundings",
+        "loopwright.checks.tensors",
         "loopwright.data",
         "loopwright.explaining",
         "loopwright.explaining.batch",

@@ -218,6 +218,9 @@ def fingerprint(tensors: Iterable[Tensor]) -> bytes:
         if is_lazy(tensor):
             continue  # its first forward pass is still to come
         tensor = tensor.detach()
+        if tensor.is_nested:
+            digest.update(str([tuple(part.shape) for part in tensor.unbind()]).encode())
+            tensor = tensor.values()
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
         data = tensor.cpu().contiguous().reshape(-1)
