@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from loopwright.errors import LoopwrightError
+from loopwright.nonfinite.census import each_tensor
 
 Cause = tuple[str, str]
 """What was found, and what to do about it."""
@@ -207,18 +208,9 @@ def _types_of_inputs(error: BaseException) -> set[torch.dtype]:
         if frame.f_globals.get("__name__") in _LOOPS and "batch" in frame.f_locals:
             batch = frame.f_locals["batch"]
             pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-            tensors = tensors_in(batch[0] if pair else batch)
+            tensors = list(each_tensor(batch[0] if pair else batch))
             return {t.dtype for t in tensors if pair or t.is_floating_point()}
     return set()
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in tuples, lists and dicts of them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(item)
 
 
 def _in_backward(error: BaseException) -> bool:
