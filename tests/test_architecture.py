@@ -106,6 +106,8 @@ FLOORS = {
         "loopwright.forms",
         "loopwright.hook_names",
         "loopwright.mismatch",
+        "loopwright.mismatch_of_layers",
+        "loopwright.mismatch_of_losses",
         "loopwright.modes",
         "loopwright.nonfinite.census",
         "loopwright.nonfinite.reasons",
