@@ -209,9 +209,25 @@ HEALTHY: dict[str, Callable[[], Problem]] = {
     "backward part by part": lambda: (trained_by(mlp(), step=_part_by_part), loader(regression()), None),
     "a loss with a parameter": lambda: _held_by_a_loss(),
     "a sum": lambda: over(mlp(), nn.MSELoss(reduction="sum"), regression()),
+    "a sum over a window": lambda: over(mlp(), nn.MSELoss(reduction="sum"), regression(), accumulate=2),
+    "each sample for itself": lambda: _reduced_by_itself(),
     "compiled": lambda: over(mlp(), nn.MSELoss(), regression(), compile=True),
     "workers": lambda: (trained_by(mlp(), nn.MSELoss()), loader(regression(), num_workers=1), None),
 }
+
+
+class Halved(nn.MSELoss):
+    """It weighs the errors, and takes the mean of them itself."""
+
+    def __init__(self) -> None:
+        super().__init__(reduction="none")
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input, target).mean() / 2
+
+
+def _reduced_by_itself() -> Problem:
+    return over(mlp(), Halved(), regression())
 
 
 def _thirds() -> Tensor:
@@ -554,13 +570,13 @@ FAULTS: dict[str, Fault] = {
     ),
     "no log-softmax": Fault(_GIVEN, "nll_loss", lambda: over(mlp(3), nn.NLLLoss(), classes())),
     "one class": Fault(_GIVEN, "one class", lambda: over(mlp(1), nn.CrossEntropyLoss(), classes(count=1))),
-    "a sum over a window": Fault(
-        _REDUCED, "accumulate is 2", lambda: over(mlp(), nn.MSELoss(reduction="sum"), regression(), accumulate=2)
+    "a loss for each element": Fault(
+        _REDUCED, "MSELoss has reduction='none'", lambda: over(mlp(), nn.MSELoss(reduction="none"), regression())
     ),
-    "a sum of classes over a window": Fault(
+    "a loss for each sample": Fault(
         _REDUCED,
         'CrossEntropyLoss(reduction="mean")',
-        lambda: over(mlp(3), nn.CrossEntropyLoss(reduction="sum"), classes(), accumulate=4),
+        lambda: over(mlp(3), nn.CrossEntropyLoss(reduction="none"), classes()),
     ),
     "labels from 1": Fault(
         _LABELS,

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import re
+import unittest
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -487,9 +488,50 @@ def test_a_misspelt_hook_is_a_type_error_at_class_creation_that_names_the_neares
 def test_a_hooks_name_in_other_letters_is_a_type_error_at_class_creation(wrong: str, right: str) -> None:
     with pytest.raises(TypeError, match=rf"Typo\.{wrong} is not a hook[\s\S]*did you mean '{right}'"):
         type("Typo", (Callback,), {wrong: lambda self, state: None})
-    mixin = type("Mixin", (), {wrong: lambda self, state: None})
-    with pytest.raises(TypeError, match="did you mean"):
-        type("Typo", (Callback, mixin), {})
+
+
+class Widget:
+    """A base that is no callback, whose methods have its own meanings."""
+
+    opened = 0
+
+    def set_up(self) -> None:
+        self.opened += 1
+
+    def on_click(self, x: int, y: int) -> None: ...
+
+
+def test_the_methods_of_a_base_that_is_no_callback_are_its_own() -> None:
+    class Probe(Callback, unittest.TestCase): ...
+
+    class Shown(Widget, Callback):
+        def set_up(self) -> None:
+            super().set_up()
+
+        def setup(self, state: State) -> None:
+            self.set_up()
+
+    class Overrides(Callback, unittest.TestCase):
+        opened = 0
+
+        def setUp(self) -> None:
+            self.opened += 1
+
+    class Derived(Overrides): ...
+
+    shown, derived = Shown(), Derived()
+    small_trainer(Probe(), shown, derived).fit(some_batches(1), epochs=1)
+    assert (shown.opened, derived.opened) == (1, 0)
+
+
+class Quiet(Callback): ...
+
+
+@pytest.mark.parametrize("bases", [(Callback, unittest.TestCase), (Widget, Quiet), (Quiet, Widget)])
+@pytest.mark.parametrize("wrong", ["on_epoch_ends", "tear_down", "onEpochEnd"])
+def test_a_misspelling_beside_such_a_base_is_a_type_error_too(wrong: str, bases: tuple[type, ...]) -> None:
+    with pytest.raises(TypeError, match=rf"Typo\.{wrong} is not a hook[\s\S]*did you mean"):
+        type("Typo", bases, {wrong: lambda self, state: None})
 
 
 def test_what_others_call_each_hook_is_one_of_ours_and_none_of_their_names_is() -> None:

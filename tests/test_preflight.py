@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 import random
 import re
 import threading
@@ -541,7 +542,8 @@ def test_inputs_of_another_type_than_the_weights_are_named_with_the_cast(dtype: 
 def test_with_weights_in_double_precision_the_cast_is_to_that() -> None:
     trainer, train = _classifier(torch.randn(30, 6))
     trainer.state.model.double()
-    assert trainer.preflight(train)["a training step runs"].fix == "inputs.double() in the dataset"
+    fix = trainer.preflight(train)["a training step runs"].fix
+    assert fix == "inputs.double() in the dataset; or model.float()"
 
 
 def test_an_error_of_shapes_is_not_taken_for_one_of_types() -> None:
@@ -795,3 +797,62 @@ def test_parameters_that_no_pass_reaches_fail_where_all_reach_the_same_ones() ->
     check = small_trainer(model=model).preflight(some_batches(3))["parameters get a gradient"]
     assert check.verdict == "failed"
     assert "1 of 5 got none in 3 batches: unused" in check.evidence
+
+
+@dataclasses.dataclass
+class Features:
+    x: torch.Tensor
+
+
+class Moved:
+    """A batch class of the kind that moves itself."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def to(self, device: torch.device) -> Moved:
+        return Moved(self.x.to(device))
+
+
+class OfFeatures(nn.Module):
+    """It takes its inputs in an object, and returns one, with what is added to the outputs."""
+
+    def __init__(self, added: Iterator[float]) -> None:
+        super().__init__()
+        self.layer, self.added = nn.Linear(3, 1), added
+
+    def forward(self, features: Features | Moved) -> Features:
+        return Features(self.layer(features.x) + next(self.added))
+
+
+def _of_objects(added: Iterator[float]) -> Trainer[Any, Any]:
+    model = nn.Sequential(OfFeatures(added))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Trainer(model, optimizer, step=lambda model, batch: model(batch).x.square().mean(), device="cpu")
+
+
+@pytest.mark.parametrize("make", [Features, Moved])
+def test_input_values_are_looked_at_in_whatever_object_the_model_is_given(make: Any) -> None:
+    x = torch.randn(8, 3)
+    x[2, 1] = torch.nan
+    report = _of_objects(itertools.repeat(0.0)).preflight([make(x)])
+    assert report["loss is finite"].cause == "1 of 24 input values are not finite"
+
+
+def test_what_a_layer_returns_in_an_object_is_compared_between_two_runs() -> None:
+    class Unheld:  # which a copy shares
+        def __init__(self) -> None:
+            self.count = 0
+
+        def __deepcopy__(self, known: Any) -> Unheld:
+            return self
+
+        def __next__(self) -> float:
+            self.count += 1
+            return self.count
+
+        def __iter__(self) -> Unheld:
+            return self
+
+    row = _of_objects(Unheld()).preflight([Features(torch.randn(8, 3))])["two runs give the same bits"]
+    assert row.evidence == "step 1: the output of 0 differs first"

@@ -455,6 +455,14 @@ def test_what_is_said_of_a_sum_over_a_window_is_so() -> None:
     assert torch.allclose(model.weight.grad, (4 * gradients[0] + 2 * gradients[1]) / 6)
 
 
+def test_a_preflight_says_the_same_of_a_sum_over_a_window_and_lets_it_train(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = _make(loss=nn.MSELoss(reduction="sum"), accumulate=2)
+    trainer.fit(ragged(4, 2), epochs=1, preflight=True)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    check = trainer.preflight(ragged(4, 2))["reduction of the loss"]
+    assert (check.verdict, check.evidence) == ("passed", warning)
+
+
 @pytest.mark.parametrize(
     ("given", "fix"),
     [

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright import Preflight, Trainer
+from loopwright.checks.recorder import fingerprint
 
 QUEUE = torch.zeros(8, 4)
 PLACE = [0]
@@ -235,3 +236,147 @@ def test_the_probe_leaves_the_generators_as_they_were() -> None:
     before = torch.get_rng_state()
     preflight_of(model, nn.MSELoss())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def assigned(tensor: Tensor, data: Tensor) -> None:
+    tensor.data = data
+
+
+def enlarged(tensor: Tensor) -> None:
+    assigned(tensor, torch.cat([tensor.detach(), torch.ones(2, *tensor.shape[1:])]))
+
+
+CHANGES: dict[str, Callable[[Tensor], object]] = {
+    "more rows": enlarged,
+    "one row, which broadcasts": lambda t: assigned(t, torch.full((1, 4), 5.0)),
+    "resized to more": lambda t: t.resize_(4, 9).fill_(2.0),
+    "resized to less": lambda t: t.resize_(2, 2).fill_(2.0),
+    "other memory of the same shape": lambda t: assigned(t, torch.ones(4, 4)),
+    "another order in memory": lambda t: t.t_(),
+    "another format": lambda t: assigned(t, t.detach().half()),
+    "its memory given back": lambda t: t.untyped_storage().resize_(0),
+    "values alone": lambda t: t.fill_(3.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_tensor_that_a_step_gives_another_shape_or_memory_gets_back_its_own(change: str) -> None:
+    state = torch.arange(16.0).view(4, 4)
+    tied, row, flat, before = state.view(4, 4), state[1], state.view(-1), state.clone()
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        with torch.no_grad():
+            CHANGES[change](state)
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    report = preflight_of(linear(), step=step)
+    assert report["a training step runs"].verdict == "passed", report
+    assert torch.equal(state, before)
+    assert state.dtype == before.dtype
+    state[1] += 1.0
+    for other, index in ((tied, 1), (row, ...), (flat.view(4, 4), 1)):
+        assert torch.equal(other[index], before[1] + 1)
+
+
+class Grows(nn.Module):
+    """It exchanges the memory of a buffer and of a parameter in forward, and takes no copy."""
+
+    def __init__(self, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.change, self.lock = change, threading.Lock()
+        self.seen: Tensor
+        self.register_buffer("seen", torch.ones(4, 4))
+        self.one, self.tied = nn.Linear(3, 3, bias=False), nn.Linear(3, 4)
+        self.scale = nn.Parameter(torch.full((4, 4), 2.0))
+        self.row = self.scale.detach()[0]  # which shares its memory
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.tied(self.one(inputs)) * self.scale.sum()
+        with torch.no_grad():
+            self.change(self.seen)
+            self.change(self.scale)
+        summed: Tensor = out.detach() + self.one(inputs).sum()
+        return summed
+
+
+@pytest.mark.parametrize("change", ["more rows", "one row, which broadcasts", "other memory of the same shape"])
+def test_buffers_and_parameters_of_a_module_that_is_not_copied_get_back_theirs(change: str) -> None:
+    model = Grows(CHANGES[change])
+    seen, scale = model.seen, model.scale
+    preflight_of(model, nn.MSELoss())
+    assert model.seen is seen
+    assert model.scale is scale
+    assert torch.equal(seen, torch.ones(4, 4))
+    assert torch.equal(scale, torch.full((4, 4), 2.0))
+    with torch.no_grad():
+        scale.add_(1)
+    assert torch.equal(model.row, torch.full((4,), 3.0))
+    assert scale.requires_grad
+
+
+def test_a_gradient_that_a_plain_tensor_had_is_not_added_to_and_no_graph_is_kept() -> None:
+    temperature, total = torch.ones((), requires_grad=True), torch.zeros(4)
+    temperature.grad = gradient = torch.full((), 7.0)
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        nonlocal total
+        out: Tensor = model(batch[0])
+        total.detach_()
+        total += out.mean(0)
+        return (total.sum() + F.mse_loss(out, batch[1])) * temperature
+
+    before = total
+    preflight_of(linear(), step=step)
+    assert temperature.grad is gradient
+    assert gradient == 7.0
+    assert total is before
+    assert not total.any()
+    assert not total.requires_grad
+
+
+def inference_tensor() -> Tensor:
+    with torch.inference_mode():
+        return torch.zeros(4)
+
+
+def add_in_inference_mode(tensor: Tensor) -> None:
+    with torch.inference_mode():
+        tensor.add_(1)
+
+
+ODD: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "inference": (inference_tensor, add_in_inference_mode),
+    "expanded": (lambda: torch.zeros(2, 1).expand(2, 4), lambda t: t[:, 0].add_(1)),
+    "sparse": (lambda: torch.eye(3).to_sparse(), lambda t: t.add_(torch.ones(3, 3).to_sparse())),
+    "sparse, resized": (lambda: torch.eye(3).to_sparse(), lambda t: t.sparse_resize_((5, 5), 2, 0)),
+    "compressed": (lambda: torch.eye(3).to_sparse_csr(), lambda t: t.values().add_(1)),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), lambda t: t.values().add_(1)),
+    "ragged": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        lambda t: t.values().add_(1),
+    ),
+    "an array": (lambda: np.zeros((2, 3)), lambda a: a.fill(1.0)),
+    "a longer array": (lambda: np.zeros(3), lambda a: a.resize((7,), refcheck=False)),
+    "an array of another shape": (lambda: np.arange(6.0), lambda a: a.resize((2, 3), refcheck=False)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse|The PyTorch API of nested:UserWarning")
+@pytest.mark.parametrize("name", ODD)
+def test_tensors_of_other_kinds_and_arrays_are_put_back_too(name: str) -> None:
+    make, change = ODD[name]
+    state, before = make(), make()
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        change(state)
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    assert preflight_of(linear(), step=step)["a training step runs"].verdict == "passed"
+    if isinstance(state, np.ndarray):
+        assert state.shape == before.shape
+        assert state.tobytes() == before.tobytes()
+    else:
+        assert fingerprint([state]) == fingerprint([before])
+        change(before)
+        assert fingerprint([state]) != fingerprint([before])  # else nothing would have been changed

@@ -34,7 +34,8 @@ class Callback(NamedArguments, Generic[Batch]):
 
     Every hook is declared here, in the order of a run, as a method that does nothing. A method whose name begins
     with ``on_`` and is none of them is a ``TypeError`` as soon as the class is created. So is one that is a hook's name
-    but for capitals and underscores, such as ``setUp`` and ``onEpochEnd``, unless the class has that hook as well.
+    but for capitals and underscores, such as ``setUp`` and ``onEpochEnd``, unless the class has that hook as well. What
+    a second base, which is no callback, calls its own methods is free.
 
     The hooks are given ``state``, what the run knows; ``batch``, as the loader gave it and on the device;
     ``output``, what the step made of it, detached; and ``error``, the exception on its way.
@@ -102,9 +103,8 @@ class Callback(NamedArguments, Generic[Batch]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in dir(cls):  # those of mixins as well
-            if name not in HOOKS:
-                _check_name(cls, name)
+        for name in _own_names(cls):
+            _check_name(cls, name)
         for name, value in vars(cls).items():
             if name in HOOKS and inspect.isfunction(value):
                 _check_signature(cls, name, value)
@@ -113,6 +113,17 @@ class Callback(NamedArguments, Generic[Batch]):
 HOOKS: tuple[str, ...] = tuple(
     name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown")
 )
+
+
+def _own_names(cls: type[Callback[Any]]) -> list[str]:
+    """What a class and those callbacks that it derives from define beside the hooks.
+
+    A name that a base which is no callback has is that base's, such as ``setUp`` of ``unittest.TestCase``, and stays so
+    where the class overrides it.
+    """
+    callbacks = [base for base in cls.__mro__ if issubclass(base, Callback)]
+    others = {name for base in cls.__mro__ if not issubclass(base, Callback) for name in vars(base)}
+    return sorted({name for base in callbacks for name in vars(base)}.difference(others, HOOKS))
 
 
 def _check_name(cls: type[Callback[Any]], name: str) -> None:

@@ -101,11 +101,7 @@ class Settings:
         """
         found, name = [], type(optimizer).__name__
         if self.accumulate > 1 and getattr(loss, "reduction", None) == "sum":
-            found.append(
-                f"{type(loss).__name__} has reduction='sum', and accumulate is {self.accumulate}: the gradient of a "
-                "window is the weighted mean of its batches' gradients, as for losses that are means, and not their "
-                "sum; with reduction='mean' it is that of one large batch"
-            )
+            found.append(sum_over_window(loss, self.accumulate))
         if self.clip_norm is not None and isinstance(optimizer, LBFGS):
             found.append(
                 f"clip_norm={self.clip_norm:g} with {name}: it takes the clipped gradients for those of the loss, and "
@@ -122,6 +118,15 @@ class Settings:
                     f"{'them' if missing[1:] else 'it'}: {name}([*model.parameters(), *loss.parameters()], ...) would"
                 )
         return found
+
+
+def sum_over_window(loss: object, accumulate: int) -> str:
+    """What becomes of a loss that is a sum where several batches make a step, in words."""
+    return (
+        f"{type(loss).__name__} has reduction='sum', and accumulate is {accumulate}: the gradient of a window is the "
+        "weighted mean of its batches' gradients, as for losses that are means, and not their sum; with "
+        "reduction='mean' it is that of one large batch"
+    )
 
 
 def modules_of(*parts: object) -> list[nn.Module]:

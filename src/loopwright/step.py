@@ -17,7 +17,7 @@ from typing_extensions import TypeVar
 
 from loopwright.device import map_tensors
 from loopwright.errors import ConfigError, DataError, ShapeMismatchError
-from loopwright.mismatch import of_classes
+from loopwright.mismatch_of_losses import of_classes, of_two
 from loopwright.state import check_name, scalar
 
 Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
@@ -133,7 +133,7 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
     """The step for batches of ``(inputs, targets)``: ``loss_fn(model(inputs), targets)``."""
     ignore_index = getattr(loss_fn, "ignore_index", None)
     by_index = isinstance(loss_fn, _BY_INDEX) or any(loss_fn is function for function in _BY_INDEX_FUNCTIONS)
-    by_class = isinstance(loss_fn, _BY_INDEX[:2]) or any(loss_fn is function for function in _BY_INDEX_FUNCTIONS[:2])
+    explained = next((look for look, kinds in _EXPLAINED if _is_of(loss_fn, kinds)), None)
 
     def supervised(model: nn.Module, batch: Any) -> Output:
         # What could be taken apart, but is no pair. The first test spares the common kinds the second, which is slow.
@@ -146,7 +146,7 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
         predictions = model(inputs)
         if isinstance(predictions, Tensor) and isinstance(targets, Tensor):
             if predictions.shape != targets.shape:
-                _check_shapes(predictions, targets, by_index=by_index, by_class=by_class)
+                _check_shapes(predictions, targets, by_index=by_index, explained=explained)
             if ignore_index is not None and not targets.is_floating_point():
                 valid = (targets != ignore_index).sum()
                 return Output(loss_fn(predictions, targets), valid, predictions, targets)
@@ -173,7 +173,19 @@ _BY_INDEX = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, nn.MultiLabelM
 _BY_INDEX_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.multilabel_margin_loss)
 
 
-def _check_shapes(predictions: Tensor, targets: Tensor, *, by_index: bool, by_class: bool) -> None:
+_Explained: TypeAlias = Callable[[str, Tensor, Tensor, Mapping[str, Any]], tuple[str, str] | None]
+# The losses that do not broadcast, and what says what they take.
+_EXPLAINED: tuple[tuple[_Explained, tuple[Any, ...]], ...] = (
+    (of_classes, (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)),
+    (of_two, (nn.BCEWithLogitsLoss, nn.BCELoss, F.binary_cross_entropy_with_logits, F.binary_cross_entropy)),
+)
+
+
+def _is_of(loss_fn: object, kinds: tuple[Any, ...]) -> bool:
+    return any(isinstance(loss_fn, kind) if isinstance(kind, type) else loss_fn is kind for kind in kinds)
+
+
+def _check_shapes(predictions: Tensor, targets: Tensor, *, by_index: bool, explained: _Explained | None) -> None:
     """Refuse predictions and targets of different shapes that torch would broadcast.
 
     Integer targets may be indices of classes in a loss of the user's own too; there only a column of
@@ -188,7 +200,7 @@ def _check_shapes(predictions: Tensor, targets: Tensor, *, by_index: bool, by_cl
         broadcast = predictions.ndim > 0 and predictions.shape[-1] == 1 and predictions.shape[:-1] == targets.shape
     if broadcast:
         what = f"the prediction has shape {tuple(predictions.shape)}, the target {tuple(targets.shape)}"
-        if by_class and (found := of_classes("the loss", predictions, targets, {})) is not None:
+        if explained is not None and (found := explained("the loss", predictions, targets, {})) is not None:
             raise ShapeMismatchError(what, why=found[0], fix=found[1])
         raise ShapeMismatchError(
             what,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from loopwright.checks.rehearsal import Rehearsed
 from loopwright.checks.seen import listed
 from loopwright.errors import LoopwrightError
-from loopwright.mismatch import CASTS, OF_TYPES, likely_cause, short
+from loopwright.mismatch import likely_cause, unlike_types
+from loopwright.mismatch_of_layers import short
 from loopwright.nonfinite.census import tensors_in
 from loopwright.preflight import Check
 
@@ -25,19 +25,18 @@ def failed_by(name: str, error: Exception, cause: str, fix: str) -> Check:
     return Check(name, "failed", in_words(error), cause, fix)
 
 
-def failed_step(name: str, run: Rehearsed, batch: Any, model: nn.Module, cause: str, fix: str) -> Check:
+def failed_step(name: str, run: Rehearsed, batch: Any, cause: str, fix: str) -> Check:
     """The row of an error that a step on the batch has raised.
 
     Args:
         name: Of the check.
         run: What came of the step.
         batch: The batch that it was made on.
-        model: Whose parameters it used.
         cause: What is said where the error does not tell.
         fix: The same, of what to do.
     """
     assert run.error is not None
-    if (found := likely_cause(run.error) or _mixed_types(run, model)) is not None:
+    if (found := likely_cause(run.error) or _unlike_types(run)) is not None:
         cause, fix = found
     row = failed_by(name, run.error, cause, fix)
     tensors = [f"{path} {tuple(t.shape)} {short(t.dtype)}" for path, t in tensors_in(batch, "batch")]
@@ -45,24 +44,10 @@ def failed_step(name: str, run: Rehearsed, batch: Any, model: nn.Module, cause: 
     return Check(name, "failed", evidence, row.cause, row.fix)
 
 
-def _mixed_types(run: Rehearsed, model: nn.Module) -> tuple[str, str] | None:
-    """Cause and fix, where torch speaks of types and the inputs or the targets have another than the parameters."""
-    if isinstance(run.error, LoopwrightError) or not OF_TYPES.search(str(run.error)):
-        return None
-    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if len(types) != 1:
-        return None
-    (own,) = types
-    calls = run.record.calls[-1:]
-    for what, tensors in (("inputs", run.record.given), ("targets", [call.target for call in calls])):
-        others = {t.dtype for t in tensors if t.is_floating_point()} - {own}
-        if others and own in CASTS:
-            numpy = ", as numpy's arrays are unless told otherwise" if others == {torch.float64} else ""
-            kinds = listed(sorted(map(short, others)))
-            return f"the {what} are {kinds}{numpy}; the parameters are {short(own)}", (
-                f"{what}.{CASTS[own]} in the dataset"
-            )
-    return None
+def _unlike_types(run: Rehearsed) -> tuple[str, str] | None:
+    """Cause and fix, where the last loss that was called has compared two types, and cannot go back from that."""
+    assert run.error is not None
+    return next((unlike_types(run.error, call.input, call.target) for call in run.record.calls[-1:]), None)
 
 
 def in_words(error: BaseException) -> str:

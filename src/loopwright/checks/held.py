@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopwright.mismatch import tensors_in
+from loopwright.nonfinite.census import each_tensor
 
 _OTHERS = {"torch", "numpy", "loopwright"}  # whose functions hold nothing of a step's
 _LOOKED_INTO = 64  # a longer list is one of samples
@@ -126,7 +126,7 @@ class OptimizerAsFound:
         self._state = {key: _own(state) for key, state in optimizer.state.items()}
         self.tensors: list[Tensor] = [p for group in self._groups for p in group["params"]]
         for part in (*self._groups, *self._state.values()):
-            self.tensors += tensors_in(part)
+            self.tensors += each_tensor(part)
 
     def restore(self) -> None:
         """Put back what was found."""

@@ -174,7 +174,7 @@ def validation_runs(seen: Seen) -> Check:
     if run.error is not None:
         unlike = _unlike(seen.sample.batches[0], sample.batches[0]) if seen.sample.batches else ""
         fix = "mend it; fit would end with the same error after its first epoch"
-        return failed_step(name, run, sample.batches[0], seen.subject.model, unlike, fix)
+        return failed_step(name, run, sample.batches[0], unlike, fix)
     if not math.isfinite(run.losses[0]):
         return Check(
             name,

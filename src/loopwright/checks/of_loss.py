@@ -6,12 +6,14 @@ import math
 
 import torch
 from torch.nn import functional as F  # noqa: N812  # its name everywhere
+from torch.nn.modules.loss import _Loss
 
 from loopwright.checks.recorder import BINARY, BY_CLASS, ELEMENTWISE, LossCall
 from loopwright.checks.sampling import is_shuffled
 from loopwright.checks.seen import NOT_RUN, OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, rms, why_unseen
-from loopwright.errors import ShapeMismatchError
+from loopwright.errors import ConfigError, ShapeMismatchError
 from loopwright.preflight import Check
+from loopwright.settings import sum_over_window
 
 GUESSES, MARGIN = 2.0, 2.0  # a loss of classes is too high above 2 log(C) + 2; guessing gives log(C)
 ERROR = 10.0  # of a first prediction, in units of what predicting zero is off by
@@ -103,23 +105,24 @@ def _wrong_input(call: LossCall) -> tuple[str, str, str] | None:
 
 
 def reduction(seen: Seen) -> Check:
-    """Over several batches to a step, the loss is a mean."""
+    """The loss is one number. Of a sum over a window is told what ``fit`` warns of, and trains."""
     name, loss, accumulate = "reduction of the loss", seen.subject.loss, seen.subject.accumulate
-    kind = getattr(loss, "reduction", None)
+    kind, error = getattr(loss, "reduction", None), None if seen.first is None else seen.first.error
+    if kind == "none" and isinstance(loss, _Loss) and isinstance(error, ConfigError):
+        return Check(
+            name,
+            "failed",
+            f"{type(loss).__name__} has reduction='none', and gives no single number",
+            "it gives the loss of each element, and backward starts from one number",
+            f'{type(loss).__name__}(reduction="mean")',
+        )
     if kind not in ("mean", "sum"):
         return Check(name, "not applicable", "a step, or a function that does not tell, computes the loss")
     if kind == "mean":
         return Check(name, "passed", "it is a mean over the batch")
     if accumulate == 1:
         return Check(name, "passed", "it is a sum: train/loss, and the size of a step, grow with the batch's size")
-    return Check(
-        name,
-        "failed",
-        f"it is a sum, and accumulate is {accumulate}",
-        "a window's gradient is the weighted mean of its batches' gradients, and not their sum: that of one large "
-        "batch only where the loss is a mean",
-        f'{type(loss).__name__}(reduction="mean")',
-    )
+    return Check(name, "passed", sum_over_window(loss, accumulate))
 
 
 def loss_at_start(seen: Seen) -> Check:

@@ -25,8 +25,7 @@ def step_runs(seen: Seen) -> Check:
         fix = "leave backward out of the step, and return the loss; detach() what is kept from one batch to the next"
         return failed_by(name, first.error, WHY_TWICE, fix)
     if first.error is not None:
-        batch, model = sample.batches[first.steps], seen.subject.model
-        return failed_step(name, first, batch, model, "", "mend it; fit would end with the same error")
+        return failed_step(name, first, sample.batches[first.steps], "", "mend it; fit would end with the same error")
     return Check(name, "passed", f"{counted(len(sample.batches), 'batch')}: forward, loss and backward")
 
 

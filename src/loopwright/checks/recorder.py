@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from loopwright.errors import DataError
-from loopwright.mismatch import tensors_in
+from loopwright.nonfinite.census import each_tensor
 from loopwright.step import batch_size
 
 BY_CLASS: Mapping[Callable[..., Tensor], str] = {F.cross_entropy: "cross_entropy", F.nll_loss: "nll_loss"}
@@ -100,7 +100,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, record: Record, names: Mapping[int, str], root: set[int], batch: Any) -> None:
         super().__init__()
         self._record, self._names, self._root = record, names, root
-        self._of_batch = {id(tensor) for tensor in tensors_in(batch)}
+        self._of_batch = {id(tensor) for tensor in each_tensor(batch)}
         self._size = batch_size(batch)
         self._handles: list[RemovableHandle] = []
 
@@ -180,7 +180,7 @@ class Recorder(TorchFunctionMode):
         if _transformed(args):
             return
         if id(module) in self._root:
-            self._record.given += [tensor for tensor in tensors_in(args) if tensor.is_floating_point()]
+            self._record.given += [tensor for tensor in each_tensor(args) if tensor.is_floating_point()]
         name = self._names.get(id(module))
         value = args[0].data if args and isinstance(args[0], PackedSequence) else args[0] if args else None
         if name is None or not isinstance(value, Tensor) or not value.is_floating_point():
@@ -198,7 +198,7 @@ class Recorder(TorchFunctionMode):
 
     def mark(self, what: str, value: Any) -> None:
         """Take down a fingerprint of all tensors in the value."""
-        self._record.marks.append((what, fingerprint(tensors_in(value))))
+        self._record.marks.append((what, fingerprint(each_tensor(value))))
 
 
 def _transformed(value: Any) -> bool:
@@ -208,7 +208,7 @@ def _transformed(value: Any) -> bool:
     """
     if torch._C._functorch.maybe_current_level() is not None:
         return True
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors_in(value))
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in each_tensor(value))
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> bytes:
@@ -218,6 +218,9 @@ def fingerprint(tensors: Iterable[Tensor]) -> bytes:
         if is_lazy(tensor):
             continue  # its first forward pass is still to come
         tensor = tensor.detach()
+        if tensor.is_nested:
+            digest.update(str([tuple(part.shape) for part in tensor.unbind()]).encode())
+            tensor = tensor.values()
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
         data = tensor.cpu().contiguous().reshape(-1)

@@ -18,6 +18,7 @@ from loopwright.checks.held import OptimizerAsFound, held_by, is_generator, stat
 from loopwright.checks.recorder import Record, Recorder, fingerprint
 from loopwright.checks.sampling import copied_batch
 from loopwright.checks.surroundings import SurroundingsAsFound
+from loopwright.checks.tensors import TensorAsFound, of_one_piece
 from loopwright.device import map_tensors, mover, place
 from loopwright.modes import evaluating
 from loopwright.precision import Precision, autocast, grad_scaler
@@ -169,8 +170,7 @@ class AsFound:
         self._own = [*own, *(value for value in others if isinstance(value, torch.Generator))]
         self.random: RandomState = RandomState.capture(self._own)
         self._restored = [state_of(v) for v in others if is_generator(v) and not isinstance(v, torch.Generator)]
-        # In main memory: an accelerator may have no room for a third copy.
-        self._tensors = [(tensor, tensor.detach().to("cpu", copy=True), tensor.requires_grad) for tensor in tensors]
+        self._tensors = [TensorAsFound(of_one_piece(tensor)) for tensor in tensors]
         self._gradients = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf]
         self._attributes = [_attributes(module) for module in self._modules]
         self._surroundings = SurroundingsAsFound((subject.step, subject.loss))
@@ -201,12 +201,8 @@ class AsFound:
                 outer[name].update(items)
         for optimizer in self._optimizers:
             optimizer.restore()
-        with torch.no_grad():
-            for tensor, before, requires_grad in self._tensors:
-                if fingerprint([tensor]) != fingerprint([before]):
-                    tensor.copy_(before)
-                if tensor.is_leaf and tensor.requires_grad != requires_grad:
-                    tensor.requires_grad_(requires_grad)
+        for tensor in self._tensors:
+            tensor.restore()
         self.random.restore(self._own)
         for restore in self._restored:
             restore()

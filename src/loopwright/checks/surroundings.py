@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import copy
 import types
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from loopwright.checks.held import is_users, names_in, walk
-from loopwright.checks.recorder import fingerprint
+from loopwright.checks.tensors import TensorAsFound, of_one_piece
 
 _ITEMS = 100_000  # in a list that is copied; of a tensor, elements are:
 _COPIED = 2**24
@@ -32,11 +30,10 @@ class SurroundingsAsFound:
     def __init__(self, roots: Iterable[object]) -> None:
         looked_at = walk(roots)
         tensors = [v for v in looked_at if isinstance(v, Tensor) and not is_lazy(v) and not v.is_meta]
-        self._tensors = [
-            (tensor, tensor.detach().to("cpu", copy=True), tensor.grad if tensor.is_leaf else None)
-            for tensor in tensors
-            if tensor.numel() <= _COPIED
-        ]
+        tensors = [tensor for tensor in tensors if tensor.numel() <= _COPIED]
+        self._gradients = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf]
+        tensors += [gradient for _, gradient in self._gradients if gradient is not None]  # backward adds to them
+        self._tensors = [TensorAsFound(of_one_piece(t)) for t in {id(tensor): tensor for tensor in tensors}.values()]
         self._arrays = [(v, v.copy()) for v in looked_at if _is_array(v) and v.size <= _COPIED]
         self._containers = [
             (value, copy.copy(value))
@@ -63,14 +60,15 @@ class SurroundingsAsFound:
         for container, before in self._containers:
             _refill(container, before)
         for array, elements in self._arrays:
+            if array.shape != elements.shape:
+                array.resize(elements.shape, refcheck=False)  # of which the table here is one
             if array.tobytes() != elements.tobytes():
                 array[...] = elements
-        for tensor, values, gradient in self._tensors:
-            if tensor.shape != values.shape or fingerprint([tensor]) != fingerprint([values]):
-                with contextlib.suppress(RuntimeError), torch.no_grad():  # one of inference mode takes no writing
-                    tensor.data.copy_(values)
-            if tensor.is_leaf and tensor.grad is not gradient:
-                tensor.grad = gradient
+        for tensor in self._tensors:
+            tensor.restore()
+        for leaf, gradient in self._gradients:
+            if leaf.is_leaf and leaf.grad is not gradient:
+                leaf.grad = gradient
 
 
 def _is_array(value: Any) -> bool:

@@ -98,6 +98,11 @@ def tensors_in(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
             yield from tensors_in(item, f"{path}.{name}")
 
 
+def each_tensor(value: Any) -> Iterator[Tensor]:
+    """The tensors of ``tensors_in``, without where they are."""
+    return (tensor for _, tensor in tensors_in(value, ""))
+
+
 def joined(words: list[str], limit: int = 5) -> str:
     """Words in a row, the last after an ``and``; no more than ``limit`` of them."""
     if len(words) > limit:
