@@ -22,13 +22,13 @@ from loopwright.averages import Averages
 from loopwright.batches import Pass, evaluated
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
-from loopwright.callbacks.early_stopping import restoring
+from loopwright.callbacks.early_stopping import EarlyStopping, restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
 from loopwright.mismatch import explain_in_note
 from loopwright.modes import compiled, evaluating
-from loopwright.monitor import check_validated, warn_unvalidated
+from loopwright.monitor import check_validated, unvalidated
 from loopwright.nonfinite.culprit import Culprit
 from loopwright.nonfinite.rerun import Replay
 from loopwright.nonfinite.skips import Skips
@@ -316,10 +316,18 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             if type(callback).setup is not Callback.setup:  # which may have made all anew
                 callback.load_state_dict(saved)
         hooks.on_fit_start(self.state)
-        if self._run.plateau is not None:
-            warn_unvalidated("the schedule", self._run.plateau.name, self.state)
+        self._warn_unvalidated()
         self._saving.rehearse()
         self._catch_up(hooks, val)
+
+    def _warn_unvalidated(self) -> None:
+        callbacks = [c for c in self._settings.callbacks if isinstance(c, (Checkpoint, EarlyStopping))]
+        followers = [(type(callback).__name__, callback.monitor) for callback in callbacks]
+        if self._run.plateau is not None:
+            followers.append(("the schedule", self._run.plateau.name))
+        skips = self._scaler is not None or self._settings.on_nonfinite == "skip"
+        for about, words in unvalidated(followers, self.state, skips=skips).items():
+            self._warn_once(about, words)
 
     def _say_nothing_to_train(self, reason: str) -> None:
         logger.warning(
