@@ -179,7 +179,6 @@ MISTAKES = [
         "An extra is missing",
         'result = trainer.fit(batches, epochs=1)\nresult.plot("curves.png")  # where matplotlib is not installed',
     ),
-    Mistake("A validation is asked for without data", "trainer.fit(batches, epochs=1, validate=Every(steps=1))"),
     Mistake(
         "Two loggers write to one file",
         'loggers = [CSVLogger("metrics.csv"), CSVLogger("metrics.csv")]\n'

@@ -95,7 +95,7 @@ def plan_fit(
     """The plan of a fit, from its arguments, and from how far the run has come, where that is known before it begins.
 
     Raises:
-        ConfigError: There is no target, the data is no loader, or a cadence was given for a validation without data.
+        ConfigError: There is no target, or the data is no loader.
         DataError: The data is empty, and says so, or can be read once and is needed again.
     """
     if not isinstance(preflight, bool):
@@ -118,12 +118,6 @@ def plan_fit(
     batches, val_batches = length_of(train), None if val is None else length_of(val)
     if batches == 0:
         raise no_batches("the training data", train)
-    if val is None and validate != _UNSAID:
-        raise ConfigError(
-            f"validate is {validate}, but fit was given no validation data",
-            why="there is nothing to validate on",
-            fix="trainer.fit(train, val, ...), or leave validate out",
-        )
     if val_batches == 0:
         raise no_batches("the validation data", val)
     cadence = None if val is None else validate
@@ -131,6 +125,20 @@ def plan_fit(
     if progress is not None and (isinstance(train, Iterator) or isinstance(val, Iterator)):
         check_passes(plan, progress, train, val)
     return plan
+
+
+def unused_cadence(validate: Every, val: object) -> str:
+    """A warning for a cadence of validations that there is no data for; empty where there is, or none was asked for.
+
+    It is no error: a script whose validation data can be left out is to run without it too. What follows a value of
+    the validation is refused by whoever follows it.
+    """
+    if val is not None or validate == _UNSAID:
+        return ""
+    return (
+        f"validate={validate} has no effect: fit was given no validation data, so that nothing is validated; "
+        "give it, as trainer.fit(train, val, ...), or leave validate out"
+    )
 
 
 def read_once(data: object) -> bool:

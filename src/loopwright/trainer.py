@@ -32,7 +32,7 @@ from loopwright.monitor import check_validated, unvalidated
 from loopwright.nonfinite.culprit import Culprit
 from loopwright.nonfinite.rerun import Replay
 from loopwright.nonfinite.skips import Skips
-from loopwright.planning import check_loader, check_passes, length_of, no_batches, plan_fit
+from loopwright.planning import check_loader, check_passes, length_of, no_batches, plan_fit, unused_cadence
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.preflight import Preflight
 from loopwright.randomness import deterministic_kernels, seed_everything
@@ -226,7 +226,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             val: The validation data.
             epochs: How many epochs the run is to have. Give this or ``steps``, or both: the first reached ends it.
             steps: How many optimizer steps the run is to have.
-            validate: How often to validate. A cadence other than the default needs ``val``.
+            validate: How often to validate on ``val``. Without ``val`` it has no effect, and the log says so once.
             resume: ``"auto"`` goes on from the newest whole checkpoint of the one ``Checkpoint`` in the list, or
                 starts afresh where its folder holds none; a path goes on from that checkpoint.
             preflight: Whether to call ``preflight`` before a fresh run begins, and to train only where no check fails.
@@ -236,8 +236,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             The history, the reason for the end, and how far the run has come.
 
         Raises:
-            ConfigError: No target, data that is no loader, ``validate`` without ``val``, or a check of the preflight
-                failed.
+            ConfigError: No target, data that is no loader, or a check of the preflight failed.
             DataError: The data is empty, or can be read once and is needed again, or a batch's size is not clear.
             CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
@@ -271,6 +270,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             return self._as_it_ended(reason)
         if preflight and state.progress.fresh and not saving.goes_on(resume):
             self.preflight(train, val).raise_failures()
+        if unused := unused_cadence(validate, val):
+            self._warn_once("cadence", unused)
         with self._prepared("train", plan), saving:
             restored = self._begin_run(resume, train, val, keep_window=obeyed)
             reason = state.stop_reason or plan.reached(state.progress)
