@@ -145,6 +145,11 @@ MISTAKES = [
     Mistake("The validation data is a number", "trainer.fit(batches, 10, epochs=10)"),
     Mistake("The loader gives inputs alone", "trainer.fit(DataLoader(x, batch_size=4), epochs=1)", "DataError"),
     Mistake(
+        "The loader can be read once, and several epochs are asked for",
+        "trainer.fit(zip(x.split(4), y.split(4)), epochs=2)",
+        "DataError",
+    ),
+    Mistake(
         "The loader is a generator, and is used up",
         "trainer.fit((batch for batch in batches), epochs=2)",
         "DataError",

@@ -153,7 +153,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         self._autocast = autocast(precision, self.state.device)
         self._scaler = grad_scaler(precision, self.state.device)
         # Values are read at every step where that is free, or where the next step depends on them.
-        needed = self._scaler is not None or on_nonfinite == "skip" or self._takes_closure
+        self._may_skip = self._scaler is not None or on_nonfinite == "skip"
+        needed = self._may_skip or self._takes_closure
         free = self.state.device.type == "cpu" if self._read_each_step is None else self._read_each_step
         self._eager = free or needed
 
@@ -258,6 +259,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             preflight=preflight,
             progress=None if restores else state.progress,
             measures=settings.metrics,
+            skips=self._may_skip,
         )
         self._check_idle("train")
         self._fitted = plan
@@ -303,7 +305,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         try:
             restored = self._saving.begin(resume, train, val)
             if resume is not None:  # else it is done before anything begins
-                check_passes(state.plan, state.progress, train, val)
+                check_passes(state.plan, state.progress, train, val, skips=self._may_skip)
         except BaseException:
             for module, training in modes:
                 module.training = training
@@ -326,8 +328,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         followers = [(type(callback).__name__, callback.monitor) for callback in callbacks]
         if self._run.plateau is not None:
             followers.append(("the schedule", self._run.plateau.name))
-        skips = self._scaler is not None or self._settings.on_nonfinite == "skip"
-        for about, words in unvalidated(followers, self.state, skips=skips).items():
+        for about, words in unvalidated(followers, self.state, skips=self._may_skip).items():
             self._warn_once(about, words)
 
     def _say_nothing_to_train(self, reason: str) -> None:
