@@ -78,7 +78,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         schedule: A learning-rate scheduler, and when it moves.
         metrics: Names to metrics, computed over every evaluation pass: torchmetrics, or anything with ``update``,
             ``compute`` and ``reset``.
-        callbacks: What watches the run; their hooks are called in this order.
+        callbacks: What watches the run. Each hook is called in the order of the list, ``teardown`` in the reverse; a
+            ProgressBar's ``on_eval_end`` and ``on_epoch_end`` come after those of the others wherever it stands.
         device: ``"auto"`` takes CUDA, else Apple's GPU, else the CPU.
         precision: ``"bf16"`` and ``"fp16"`` run the step under autocast, fp16 with a gradient scaler.
         accumulate: Batches to one optimizer step, whose gradient is that of their weighted mean.
