@@ -112,6 +112,7 @@ class Saving:
         self._close()
         self._run.data.attend(None, None)  # nothing holds the data after the call
         self._run.data.asked = lambda: False
+        self.signals.said()
         if error is None and self.asked:  # after the last batch, so that all is saved already
             self._leave()
 
@@ -306,6 +307,7 @@ class Saving:
         self._leave()
 
     def _leave(self) -> NoReturn:
+        self.signals.said()
         if not self._checkpoints:
             progress = self._run.state.progress
             logger.info(
