@@ -50,6 +50,10 @@ def likely_cause(error: BaseException) -> Cause | None:
         return None
 
 
+def _is_array(value: object) -> bool:
+    return hasattr(value, "__array_interface__") and not isinstance(value, Tensor)
+
+
 def short(dtype: torch.dtype) -> str:
     """A dtype without torch's name."""
     return str(dtype).removeprefix("torch.")
@@ -64,6 +68,12 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
 
 def _in_frame(frame: FrameType, error: BaseException) -> Cause | None:
     given, where, name = frame.f_locals, str(frame.f_globals.get("__name__")), frame.f_code.co_name
+    if where == "torch.nn.functional" or where.startswith("torch.nn.modules."):
+        for argument in ("input", "target"):
+            if _is_array(given.get(argument)):
+                owner = name if where == "torch.nn.functional" else type(given.get("self")).__name__
+                what = f"{owner} was given an array of numpy's for its {argument}"
+                return what, "tensors, as torch.from_numpy(array) makes them, in the dataset"
     if where == "torch.nn.functional" and name in _FUNCTIONS:
         one, other = (given.get(argument) for argument in _FUNCTIONS[name][1])
         if isinstance(one, Tensor) and isinstance(other, Tensor):

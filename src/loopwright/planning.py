@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from types import GeneratorType
+from types import FunctionType, GeneratorType
 
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -45,6 +45,8 @@ def check_loader(name: str, data: object) -> None:
             if isinstance(data, int) and name != "data"
             else f"{data.__name__}(...), an instance of it"
             if isinstance(data, type)
+            else f"{data.__name__}(), what it returns; for several passes, an object whose __iter__ calls it"
+            if isinstance(data, FunctionType) and data.__name__ != "<lambda>"
             else "DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
         )
 
@@ -62,7 +64,7 @@ def no_batches(name: str, data: object) -> DataError:
     if isinstance(data, Iterator):
         return DataError(
             f"{name} gave no batch",
-            why=f"it is an iterator ({type(data).__name__}), which can be read once, and has been read to its end",
+            why=f"it is an iterator ({type(data).__name__}), which can be read once, and is at its end",
             fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
         )
     dataset = getattr(data, "dataset", None)
@@ -75,7 +77,8 @@ def no_batches(name: str, data: object) -> DataError:
     return DataError(
         f"{name} gave no batch" + (f": {listed}" if listed else f": it is {describe(data)}"),
         why="drop_last=True drops a batch that is not full, and there is no full one" if too_few else "it is empty",
-        fix="a smaller batch_size, or drop_last=False" if too_few else "check the dataset and how it is filtered",
+        fix=("a smaller batch_size, or drop_last=False" if too_few else "check the dataset and how it is filtered")
+        + ("; fit(train, ...) trains without a validation" if name == "the validation data" else ""),
     )
 
 

@@ -372,7 +372,9 @@ def _named(resume: str | os.PathLike[str], path: Path) -> Contents:
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
-        if within := _folders_within(path):
+        if list_checkpoints(path):
+            advise(error, f'resume="auto", or resume=latest_checkpoint({str(path)!r})', instead=True)
+        elif within := _folders_within(path):
             advise(error, f"resume=latest_checkpoint({str(within[0])!r}), the newest in there", instead=True)
         elif path.is_dir():
             which = f"python -m loopwright inspect {path.parent} says which are whole"
