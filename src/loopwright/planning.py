@@ -16,7 +16,6 @@ from loopwright.schedule import Every, check_count, check_every
 from loopwright.state import Plan, Progress
 from loopwright.step import describe
 
-_UNSAID = Every(epochs=1)  # fit's default; given by hand, it asks for no other cadence
 _ENDLESS = (itertools.cycle, itertools.count, itertools.repeat)
 
 
@@ -131,14 +130,12 @@ def plan_fit(
     return plan
 
 
-def unused_cadence(validate: Every, val: object) -> str:
-    """A warning for a cadence of validations that there is no data for; empty where there is, or none was asked for.
+def unused_cadence(validate: Every) -> str:
+    """The warning of a cadence of validations that was asked for, and that there is no data for.
 
     It is no error: a script whose validation data can be left out is to run without it too. What follows a value of
     the validation is refused by whoever follows it.
     """
-    if val is not None or validate == _UNSAID:
-        return ""
     return (
         f"validate={validate} has no effect: fit was given no validation data, so that nothing is validated; "
         "give it, as trainer.fit(train, val, ...), or leave validate out"

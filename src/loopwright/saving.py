@@ -112,8 +112,10 @@ class Saving:
         self._close()
         self._run.data.attend(None, None)  # nothing holds the data after the call
         self._run.data.asked = lambda: False
+        if self.signals.asked is None:
+            return
         self.signals.said()
-        if error is None and self.asked:  # after the last batch, so that all is saved already
+        if error is None:  # after the last batch, so that all is saved already
             self._leave()
 
     def _close(self) -> None:

@@ -161,6 +161,13 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
 
         # What the loop itself remembers from one fit to the next.
         self._run = Run(self.state, self._settings.callbacks, schedule, self._scaler, eager=self._eager)
+        self._followers: list[tuple[str, str | None]] = [
+            (type(c).__name__, c.monitor)
+            for c in self._settings.callbacks
+            if isinstance(c, (Checkpoint, EarlyStopping))
+        ]
+        if self._run.plateau is not None:
+            self._followers.append(("the schedule", self._run.plateau.name))
         self._callback_states: list[dict[str, Any]] | None = None
         self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
         self._restored_epoch: int | None = None
@@ -273,8 +280,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             return self._as_it_ended(reason)
         if preflight and state.progress.fresh and not saving.goes_on(resume):
             self.preflight(train, val).raise_failures()
-        if unused := unused_cadence(validate, val):
-            self._warn_once("cadence", unused)
+        if val is None and validate.epochs != 1:  # not the default
+            self._warn_once("cadence", unused_cadence(validate))
         with self._prepared("train", plan), saving:
             restored = self._begin_run(resume, train, val, keep_window=obeyed)
             reason = state.stop_reason or plan.reached(state.progress)
@@ -320,17 +327,11 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             if type(callback).setup is not Callback.setup:  # which may have made all anew
                 callback.load_state_dict(saved)
         hooks.on_fit_start(self.state)
-        self._warn_unvalidated()
+        if self._followers:
+            for about, words in unvalidated(self._followers, self.state, skips=self._may_skip).items():
+                self._warn_once(about, words)
         self._saving.rehearse()
         self._catch_up(hooks, val)
-
-    def _warn_unvalidated(self) -> None:
-        callbacks = [c for c in self._settings.callbacks if isinstance(c, (Checkpoint, EarlyStopping))]
-        followers = [(type(callback).__name__, callback.monitor) for callback in callbacks]
-        if self._run.plateau is not None:
-            followers.append(("the schedule", self._run.plateau.name))
-        for about, words in unvalidated(followers, self.state, skips=self._may_skip).items():
-            self._warn_once(about, words)
 
     def _say_nothing_to_train(self, reason: str) -> None:
         logger.warning(
