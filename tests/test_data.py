@@ -425,7 +425,8 @@ def test_what_is_no_loader_is_refused_by_name_before_anything_begins(kind: str) 
         with pytest.raises(ConfigError, match=rf"^\[config\] {name} is ") as caught:
             call()
         meant_epochs = kind == "number" and name != "data"
-        fix = "epochs=3" if meant_epochs else "list(...), an instance" if kind == "class" else "DataLoader("
+        fixes = {"class": "list(...), an instance", "function": "ragged(), if that makes"}
+        fix = "epochs=3" if meant_epochs else fixes.get(kind, "DataLoader(")
         assert fix in caught.value.fix
     assert not begun
 

@@ -61,7 +61,7 @@ ODD: dict[str, tuple[Callable[[], object], str, str]] = {
     "a generator function": (
         lambda: line_trainer().fit(batches, epochs=2),  # type: ignore[arg-type]  # a mistake
         "train is an object of type function",
-        "batches(), what it returns; for several passes, an object whose __iter__ calls it",
+        "batches(), if that makes a DataLoader or a list; else an object whose __iter__ calls it",
     ),
     "empty validation data": (
         lambda: line_trainer().fit(ragged(2), [], epochs=1),

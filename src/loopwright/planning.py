@@ -44,7 +44,7 @@ def check_loader(name: str, data: object) -> None:
             if isinstance(data, int) and name != "data"
             else f"{data.__name__}(...), an instance of it"
             if isinstance(data, type)
-            else f"{data.__name__}(), what it returns; for several passes, an object whose __iter__ calls it"
+            else f"{data.__name__}(), if that makes a DataLoader or a list; else an object whose __iter__ calls it"
             if isinstance(data, FunctionType) and data.__name__ != "<lambda>"
             else "DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
         )
