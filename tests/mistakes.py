@@ -145,6 +145,11 @@ MISTAKES = [
     Mistake("The validation data is a number", "trainer.fit(batches, 10, epochs=10)"),
     Mistake("The loader gives inputs alone", "trainer.fit(DataLoader(x, batch_size=4), epochs=1)", "DataError"),
     Mistake(
+        "The loader can be read once, and several epochs are asked for",
+        "trainer.fit(zip(x.split(4), y.split(4)), epochs=2)",
+        "DataError",
+    ),
+    Mistake(
         "The loader is a generator, and is used up",
         "trainer.fit((batch for batch in batches), epochs=2)",
         "DataError",
@@ -179,7 +184,6 @@ MISTAKES = [
         "An extra is missing",
         'result = trainer.fit(batches, epochs=1)\nresult.plot("curves.png")  # where matplotlib is not installed',
     ),
-    Mistake("A validation is asked for without data", "trainer.fit(batches, epochs=1, validate=Every(steps=1))"),
     Mistake(
         "Two loggers write to one file",
         'loggers = [CSVLogger("metrics.csv"), CSVLogger("metrics.csv")]\n'

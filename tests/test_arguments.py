@@ -63,8 +63,12 @@ class Both(Callback, Particular, abc.ABC):
 CALLS: dict[str, tuple[type, dict[str, object], str]] = {
     "the trainer": (Trainer, {"acumulate": 2}, "Trainer has no argument 'acumulate'; did you mean 'accumulate'?"),
     "another library's": (Trainer, {"gradient_clip_val": 1.0}, "; did you mean 'clip_norm'?"),
-    "fit's": (Trainer, {"epochs": 2}, "; it is 'epochs' of fit"),
-    "fit's, elsewhere": (Trainer, {"max_epochs": 2}, "; it is 'epochs' of fit"),
+    "fit's": (Trainer, {"epochs": 2}, "Trainer has no argument 'epochs'; it is one of fit's\n"),
+    "fit's, elsewhere": (
+        Trainer,
+        {"max_epochs": 2},
+        "argument 'max_epochs'; it is one of fit's, 'epochs'\n",
+    ),
     "the optimizer's": (Trainer, {"lr": 0.1}, "; it is one of the optimizer's"),
     "a callback": (EarlyStopping, {"patiance": 2}, "; did you mean 'patience'?"),
     "a callback's, elsewhere": (Checkpoint, {"save_top_k": 2}, "; did you mean 'keep'?"),
@@ -120,6 +124,56 @@ def test_help_shows_the_arguments_of_the_constructor(cls: type[Any]) -> None:
     constructor = inspect.signature(cls.__init__) if cls.__init__ is not object.__init__ else None
     expected = list(constructor.parameters.values())[1:] if constructor else []
     assert list(inspect.signature(cls).parameters.values()) == expected
+
+
+class Made(Callback):
+    """A callback whose arguments are those of ``__new__``."""
+
+    def __new__(cls, size: int, *, quiet: bool = False) -> Made:
+        return super().__new__(cls)
+
+
+class MadeSo(Made):
+    """One more of them."""
+
+
+class MadeElsewhere(Callback, Particular):
+    """A callback that another class makes."""
+
+
+class MadeOfAnything(Made):
+    """A callback whose own constructor comes before."""
+
+    def __new__(*names: Any, **more: Any) -> Any:
+        return Callback.__new__(*names[:1])
+
+
+class Begun(Made):
+    """A callback with both: the arguments are named in the constructor."""
+
+    def __new__(cls, *names: Any, **more: Any) -> Any:
+        return super().__new__(cls, 1)
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+
+@pytest.mark.parametrize(
+    ("cls", "shown"),
+    [
+        (Made, "(size: 'int', *, quiet: 'bool' = False)"),
+        (MadeSo, "(size: 'int', *, quiet: 'bool' = False)"),
+        (MadeElsewhere, "(size: 'int')"),
+        (MadeOfAnything, "(*names: 'Any', **more: 'Any')"),
+        (Begun, "(rate: 'float')"),
+        (Both, "(size: 'int')"),
+    ],
+)
+def test_help_shows_what_a_class_is_made_with_where_it_has_no_constructor_of_its_own(cls: type, shown: str) -> None:
+    assert str(inspect.signature(cls)).partition(" ->")[0] == shown
+    if cls is not MadeOfAnything:
+        inspect.signature(cls).bind(4)
+        cls(4)
 
 
 class Warm(Callback):

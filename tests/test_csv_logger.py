@@ -353,7 +353,7 @@ def test_two_loggers_on_a_file_each_write_the_same_rows(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     trainer = trainer_with(CSVLogger(tmp_path / "file" / "metrics.csv"))
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ConfigError, match=r"file. is a file"):
         trainer.fit(tiny_data(), epochs=1)
     assert trainer.state.progress.samples == 0
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from helpers import At, Samples, Unsized, line_trainer, ragged
-from loopwright import ConfigError, DataError, Every, Output
+from helpers import At, Samples, Unsized, all_equal, line_trainer, ragged, weights_of
+from loopwright import ConfigError, DataError, Every, Output, Trainer
 from loopwright.callbacks import Checkpoint
 from small_problems import RARER, generator_of, make_loader
 
@@ -74,41 +77,92 @@ def test_a_stream_that_drops_its_only_batch_says_so() -> None:
         line_trainer().fit(DataLoader(Stream(3), batch_size=4, drop_last=True), epochs=1)
 
 
-ONCE: dict[str, Callable[[], Any]] = {
-    "an iterator over a list": lambda: iter(ragged(2, 2)),
-    "filter": lambda: filter(None, ragged(2, 2)),
-    "zip": lambda: zip(*zip(*ragged(2, 2), strict=True), strict=True),
-    "map": lambda: map(tuple, ragged(2, 2)),
-    "an iterator over a DataLoader": lambda: iter(DataLoader(TensorDataset(*ragged(4)[0]), batch_size=2)),
+ONCE: dict[str, Callable[[list[Samples]], Any]] = {
+    "an iterator over a list": iter,
+    "filter": lambda batches: filter(None, batches),
+    "zip": lambda batches: zip(*zip(*batches, strict=True), strict=True),
+    "map": lambda batches: map(tuple, batches),
+    "an iterator over a DataLoader": lambda batches: iter(DataLoader(batches, batch_size=None)),  # type: ignore[arg-type]  # a list is a dataset, too
 }
+
+
+def once(kind: str, batches: int = 2) -> Any:
+    """Batches of two samples, which can be read once."""
+    return ONCE[kind](ragged(*[2] * batches))
 
 
 @pytest.mark.parametrize("kind", ONCE)
 def test_what_can_be_read_once_is_refused_before_the_first_step_where_epochs_need_it_again(kind: str) -> None:
     trainer = line_trainer()
     with pytest.raises(DataError, match="can be read once, and is needed 2 times"):
-        trainer.fit(ONCE[kind](), epochs=2)
+        trainer.fit(once(kind), epochs=2)
     with pytest.raises(DataError, match="the validation data can be read once, and is needed 3 times"):
-        trainer.fit(ragged(2, 2), ONCE[kind](), epochs=3)
+        trainer.fit(ragged(2, 2), once(kind), epochs=3)
     with pytest.raises(DataError, match="is needed 2 times"):
-        trainer.fit(ragged(2, 2), ONCE[kind](), steps=5, validate=Every(steps=2))
+        trainer.fit(ragged(2, 2), once(kind), steps=5, validate=Every(steps=2))
     with pytest.raises(DataError, match="is needed 2 times"):
-        trainer.fit(ragged(2, 2), ONCE[kind](), steps=4)
+        trainer.fit(ragged(2, 2), once(kind), steps=4)
     assert trainer.state.progress.batch == trainer.state.progress.epoch == 0
+
+
+@given(
+    target=st.fixed_dictionaries({}, optional={"epochs": st.integers(1, 3), "steps": st.integers(1, 7)}).filter(bool),
+    validate=st.builds(Every, steps=st.integers(1, 7)) | st.builds(Every, epochs=st.integers(1, 3)),
+    kind=st.sampled_from(list(ONCE)),
+    begun=st.integers(0, 4),
+    accumulate=st.integers(1, 2),
+)
+@settings(deadline=None, max_examples=150)
+def test_what_is_refused_cannot_be_run_to_its_end_and_the_way_to_do_it_on_purpose_can(
+    target: dict[str, int], validate: Every, kind: str, begun: int, accumulate: int
+) -> None:
+    """A like iterator of an unknown class is not refused, and shows what would become of it."""
+
+    def trainer_under_way() -> Trainer:
+        trainer = line_trainer(accumulate=accumulate)
+        if begun:
+            trainer.fit(ragged(2, 2, 2), steps=begun)
+        return trainer
+
+    def needs_again(train: Any, val: Any, **asked: Any) -> bool:
+        try:
+            trainer_under_way().fit(train, val, **asked)
+        except DataError as error:
+            return error.what.endswith("gave no batch")
+        return False
+
+    def own(batches: Any) -> ReadsOnce:  # the same, which nobody can know
+        return ReadsOnce(list(batches))
+
+    asked: dict[str, Any] = {**target, "validate": validate}
+    for given_once in ("train", "val"):
+        again, trainer = ragged(2, 2, 2), trainer_under_way()
+        data = (once(kind, 3), again) if given_once == "train" else (again, once(kind, 3))
+        try:
+            trainer.fit(*data, **asked)
+        except DataError as error:
+            if not error.what.endswith("times"):
+                continue
+            assert trainer.state.progress == trainer_under_way().state.progress
+            assert needs_again(*((own(again), again) if given_once == "train" else (again, own(again))), **asked)
+            name, cadence, number = re.findall(r"(epochs|validate)=(?:Every\((\w+)=)?(\d+)", error.fix)[-1]
+            instead = {"epochs": int(number)} if name == "epochs" else {name: Every(**{cadence: int(number)})}
+            data = (once(kind, 3), again) if given_once == "train" else (again, once(kind, 3))
+            trainer.fit(*data, **{**asked, **instead})
 
 
 @pytest.mark.parametrize("kind", ONCE)
 def test_what_can_be_read_once_is_taken_where_once_is_enough(kind: str, tmp_path: Path) -> None:
     trainer = line_trainer(callbacks=[Checkpoint(tmp_path)])
-    trainer.fit(ONCE[kind](), ONCE[kind](), epochs=1)
-    trainer.fit(ONCE[kind](), ONCE[kind](), epochs=2)
-    trainer.fit(ONCE[kind](), epochs=9, steps=6)
-    trainer.fit(ragged(2, 2), ONCE[kind](), epochs=5, validate=Every(epochs=4))
+    trainer.fit(once(kind), once(kind), epochs=1)
+    trainer.fit(once(kind), once(kind), epochs=2)
+    trainer.fit(once(kind), epochs=9, steps=6)
+    trainer.fit(ragged(2, 2), once(kind), epochs=5, validate=Every(epochs=4))
     assert trainer.state.progress.step == 10
     again = line_trainer(callbacks=[Checkpoint(tmp_path)])
-    assert again.fit(ONCE[kind](), epochs=6, resume="auto").progress.step == 12
+    assert again.fit(once(kind), epochs=6, resume="auto").progress.step == 12
     with pytest.raises(DataError, match="is needed 3 times"):
-        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(ONCE[kind](), epochs=9, resume="auto")
+        line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(once(kind), epochs=9, resume="auto")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +183,16 @@ class ReadsOnce(Iterator[Samples]):
         if not self.batches:
             raise StopIteration
         return self.batches.pop(0)
+
+
+@pytest.mark.parametrize("kind", ONCE)
+def test_an_iterator_goes_on_in_the_next_fit_where_it_was_left(kind: str) -> None:
+    data, trainer, plain = once(kind, 4), line_trainer(), line_trainer()
+    for steps in (1, 3):
+        trainer.fit(data, steps=steps)
+        plain.fit(ragged(2, 2, 2, 2), steps=steps)
+    assert trainer.state.progress.batch == 3
+    assert all_equal(weights_of(trainer), weights_of(plain))
 
 
 def test_an_iterator_that_was_read_to_its_end_is_an_error_in_the_second_epoch() -> None:
@@ -361,7 +425,8 @@ def test_what_is_no_loader_is_refused_by_name_before_anything_begins(kind: str) 
         with pytest.raises(ConfigError, match=rf"^\[config\] {name} is ") as caught:
             call()
         meant_epochs = kind == "number" and name != "data"
-        fix = "epochs=3" if meant_epochs else "list(...), an instance" if kind == "class" else "DataLoader("
+        fixes = {"class": "list(...), an instance", "function": "ragged(), if that makes"}
+        fix = "epochs=3" if meant_epochs else fixes.get(kind, "DataLoader(")
         assert fix in caught.value.fix
     assert not begun
 

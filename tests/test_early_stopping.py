@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError
@@ -25,8 +27,8 @@ from helpers import (
     some_batches,
     weights_of,
 )
-from loopwright import Callback, ConfigError, Every, Output, State, Trainer, UnknownMetricError
-from loopwright.callbacks import EarlyStopping, LearningRateMonitor
+from loopwright import Callback, ConfigError, Every, Output, Schedule, State, Trainer, UnknownMetricError
+from loopwright.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor
 from small_problems import make_optimizer
 
 Values = Sequence[float]
@@ -335,17 +337,17 @@ def test_a_measure_that_metrics_have_is_not_what_they_are_told_to_measure() -> N
 # A validation that cannot take place.
 
 TOO_LATE: list[tuple[str, dict[str, Any], str]] = [
-    ("val/loss", {"epochs": 3, "validate": Every(epochs=5)}, "epoch 3; to have one, validate=Every(epochs=1)"),
-    ("val/loss", {"epochs": 2, "validate": Every(steps=1000)}, "step 8; to have one, validate=Every(epochs=1)"),
-    ("val/loss", {"steps": 3}, "epoch 0; to have one, validate=Every(steps=3)"),
-    ("val/loss", {"steps": 99, "epochs": 1, "validate": Every(epochs=2)}, "epoch 1; to have one, validate=Every("),
-    ("val/loss", {"steps": 7, "validate": Every(epochs=2)}, "epoch 1; to have one, validate=Every(epochs=1)"),
     (
-        "val/error",
+        "val/loss",
         {"epochs": 3, "validate": Every(epochs=5)},
-        "gets no value of it unless a callback logs it: with validate=Every(epochs=5) no",
+        "and this fit ends before, with epoch 3",
     ),
-    ("val/mine", {"epochs": 3, "validate": Every(epochs=5)}, "gets no value of it unless a callback logs it: with"),
+    ("val/loss", {"epochs": 2, "validate": Every(steps=99)}, "due at step 99, and this fit ends before, at step 8"),
+    ("val/loss", {"steps": 3}, "due after epoch 1, and this fit ends before, at step 3"),
+    ("val/loss", {"steps": 99, "epochs": 1, "validate": Every(epochs=2)}, "this fit ends before, with epoch 1"),
+    ("val/loss", {"steps": 7, "validate": Every(epochs=2)}, "due after epoch 2, and this fit ends before, at step 7"),
+    ("val/error", {"epochs": 3, "validate": Every(epochs=5)}, "ends before, with epoch 3"),
+    ("val/mine", {"epochs": 3, "validate": Every(epochs=5)}, "ends before, with epoch 3"),
 ]
 
 
@@ -360,8 +362,12 @@ def test_following_a_validation_that_the_fit_ends_before_is_warned_of(
     trainer = small_trainer(EarlyStopping(name, mode="min"), metrics={"error": MeanAbsoluteError()})
     trainer.fit(some_batches(4), some_batches(1), **asked)
     (warning,) = warnings_of(caplog)
-    assert warning.startswith(f"EarlyStopping follows {name!r}, and gets no value of it")
-    assert words in warning
+    validate = asked.get("validate", Every(epochs=1))
+    assert warning.startswith(
+        f"EarlyStopping follows {name!r}, and gets no value of it unless a callback logs it: "
+        f"with validate={validate} a validation is "
+    )
+    assert f"{words}; to have one, validate=" in warning
     assert "val/loss" not in trainer.state.metrics
 
 
@@ -369,7 +375,7 @@ def test_an_accumulated_step_counts_as_one_where_a_validation_is_looked_for(capl
     data = some_batches(5)
     asked: dict[str, Any] = {"epochs": 2, "validate": Every(steps=7)}
     small_trainer(EarlyStopping("val/loss", mode="min"), accumulate=2).fit(data, some_batches(1), **asked)
-    assert "step 6;" in warnings_of(caplog)[0]
+    assert "this fit ends before, at step 6;" in warnings_of(caplog)[0]
     caplog.clear()
     small_trainer(EarlyStopping("val/loss", mode="min")).fit(data, some_batches(1), **asked)
     assert warnings_of(caplog) == []
@@ -670,3 +676,78 @@ def test_an_evaluation_by_another_trainer_leaves_a_callback_as_it_is() -> None:
     two.evaluate(some_batches(1), name="val")
     assert one.fit(some_batches(2), some_batches(1), epochs=9).progress.epoch == 3
     assert callback.best == 1.0
+
+
+@given(
+    target=st.fixed_dictionaries({}, optional={"epochs": st.integers(1, 3), "steps": st.integers(1, 9)}).filter(bool),
+    validate=st.builds(Every, steps=st.integers(1, 12)) | st.builds(Every, epochs=st.integers(1, 4)),
+    sized=st.booleans(),
+    accumulate=st.integers(1, 2),
+)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_warning_comes_where_no_validation_does_and_one_of_its_cadences_brings_one(
+    caplog: pytest.LogCaptureFixture, target: Target, validate: Every, sized: bool, accumulate: int
+) -> None:
+    def fit(cadence: Every) -> tuple[list[str], bool]:
+        caplog.clear()
+        trainer = small_trainer(EarlyStopping("val/loss", mode="min", patience=99), accumulate=accumulate)
+        data = some_batches(3)
+        trainer.fit(data if sized else Unsized(data), some_batches(1), **target, validate=cadence)
+        return warnings_of(caplog), "val/loss" in trainer.state.metrics
+
+    warnings, validated = fit(validate)
+    if sized:
+        assert bool(warnings) is not validated
+    for warning in warnings:
+        assert not validated
+        advised = re.findall(r"Every\((steps|epochs)=(\d+)\)", warning.partition("to have one, ")[2])
+        assert any(fit(Every(**{kind: int(number)}))[1] for kind, number in advised)
+        assert len(advised) == (1 if sized or len(target) == 1 else 2)
+
+
+def test_a_run_in_stages_is_warned_once_for_each_cadence(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = small_trainer(EarlyStopping("val/loss", mode="min"))
+    for epochs in (1, 2):
+        trainer.fit(some_batches(2), some_batches(1), epochs=epochs, validate=Every(epochs=5))
+    assert len(warnings_of(caplog)) == 1
+    for epochs in (3, 4):
+        trainer.fit(some_batches(2), some_batches(1), epochs=epochs, validate=Every(steps=50))
+    assert len(warnings_of(caplog)) == 2
+
+
+def test_all_who_follow_one_name_are_in_one_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = Schedule(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), each="epoch", monitor="val/loss")
+    callbacks = [
+        *(EarlyStopping(name, mode="min") for name in ("val/loss", "val/loss", "val/mine")),
+        Checkpoint(tmp_path / "run", monitor="val/loss", mode="min"),
+        Checkpoint(tmp_path / "other"),
+    ]
+    trainer = Trainer(model, optimizer, nn.MSELoss(), schedule=schedule, callbacks=callbacks, device="cpu")
+    trainer.fit(some_batches(2), some_batches(1), steps=1)
+    assert [warning.partition(" of it")[0] for warning in warnings_of(caplog)] == [
+        "EarlyStopping, Checkpoint and the schedule follow 'val/loss', and get no value",
+        "EarlyStopping follows 'val/mine', and gets no value",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"steps": 3}, "at step 3, unless it skips steps; to have"),
+        ({"epochs": 1, "validate": Every(steps=9)}, "at step 4 at the latest; to have"),
+    ],
+)
+def test_where_steps_may_be_skipped_the_warning_says_what_depends_on_it(
+    caplog: pytest.LogCaptureFixture, asked: dict[str, Any], words: str
+) -> None:
+    trainer = small_trainer(EarlyStopping("val/loss", mode="min"), on_nonfinite="skip")
+    trainer.fit(some_batches(4), some_batches(1), **asked)
+    assert words in warnings_of(caplog)[0]
+
+
+def test_a_run_that_is_to_stop_at_once_is_not_warned_of_validations(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = small_trainer(StopsIn("on_fit_start"), EarlyStopping("val/loss", mode="min"))
+    trainer.fit(some_batches(4), some_batches(1), steps=3)
+    assert warnings_of(caplog) == []

@@ -194,6 +194,14 @@ def test_what_callbacks_set_on_the_state_by_mistake_is_an_error() -> None:
         tiny_state().should_stop = True  # type: ignore[attr-defined]  # that is the test
 
 
+def test_a_misspelt_hook_is_found_in_a_mixin_too() -> None:
+    class Mixin:
+        def on_epoch_finish(self, state: State) -> None: ...
+
+    with pytest.raises(TypeError, match="on_epoch_finish is not a hook"):
+        type("Mixed", (Mixin, Callback), {})
+
+
 def test_a_validation_metric_of_a_callbacks_own_may_be_monitored_without_validation_data() -> None:
     class Logs(Callback):
         def on_epoch_end(self, state: State) -> None:

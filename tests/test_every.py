@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
-from helpers import At, Unsized, line_trainer, ragged, small_trainer, some_batches
+from helpers import At, Unsized, all_equal, line_trainer, ragged, small_trainer, some_batches, weights_of
 from loopwright import Callback, ConfigError, Every, Progress, Schedule, State
 from loopwright.testing import HookRecorder
 
@@ -177,17 +177,22 @@ def test_a_changed_cadence_holds_from_the_next_fit_on() -> None:
 
 
 @pytest.mark.parametrize("validate", [Every(steps=1), Every(epochs=5)])
-def test_a_cadence_of_validations_without_data_for_them_is_an_error_before_the_first_step(validate: Every) -> None:
-    trainer = small_trainer()
-    with pytest.raises(ConfigError, match="no validation data") as caught:
-        trainer.fit(some_batches(2), epochs=1, validate=validate)
-    assert caught.value.what.startswith(f"validate is {validate}, ")
-    assert "Every(steps=" in caught.value.what or "Every(epochs=" in caught.value.what
-    assert trainer.state.progress.fresh
+def test_a_cadence_of_validations_without_data_for_them_is_warned_of_once_and_the_run_is_trained(
+    caplog: pytest.LogCaptureFixture, validate: Every
+) -> None:
+    trainer, plain = line_trainer(), line_trainer()
+    for epochs in (1, 2):
+        trainer.fit(ragged(2, 2), epochs=epochs, validate=validate)
+        plain.fit(ragged(2, 2), epochs=epochs)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("loopwright", "WARNING")
+    assert record.getMessage().startswith(f"validate={validate} has no effect: fit was given no validation data")
+    assert all_equal(weights_of(trainer), weights_of(plain))
 
 
-def test_the_default_cadence_given_by_hand_needs_no_validation_data() -> None:
+def test_the_default_cadence_given_by_hand_needs_no_validation_data(caplog: pytest.LogCaptureFixture) -> None:
     assert small_trainer().fit(some_batches(2), epochs=1, validate=Every(epochs=1)).stop_reason == "epochs"
+    assert caplog.records == []
 
 
 # Schedule

@@ -596,7 +596,7 @@ def named(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             f"{LINEAR} was given a dict with the keys 'x'; it takes a tensor",
             "fix: the tensor in it that is meant",
         ),
-        (linear(), (X.numpy(), Y), None, "Linear(", "torch.from_numpy(...), in the dataset"),
+        (linear(), (X.numpy(), Y), None, "Linear(", "torch.from_numpy(array), in the dataset"),
         (
             linear(),
             (X, [0, 1, 2, 1]),

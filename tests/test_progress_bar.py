@@ -320,6 +320,30 @@ def test_a_line_holds_what_is_logged_at_its_own_epochs_end_wherever_the_bar_stan
     assert file.getvalue().splitlines()[-1].endswith("  evaluated 7")
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bar_of_ones_own_that_overrides_these_hooks_keeps_its_place(first: bool) -> None:
+    file = io.StringIO()
+
+    class OwnBar(ProgressBar):
+        def on_epoch_end(self, state: State) -> None:
+            super().on_epoch_end(state)
+            file.write(f"and {state.metrics['number']:g}\n")
+
+        def on_eval_end(self, state: State) -> None:
+            super().on_eval_end(state)
+
+    bar, logs = OwnBar(file=file), LogsAtEnds()
+    trainer = trainer_with(*((bar, logs) if first else (logs, bar)))
+    trainer.fit(tiny_data(), epochs=2)
+    written = file.getvalue().splitlines()
+    assert written[1::2] == ["and 1", "and 2"]
+    assert ["number 1" in written[0], "number 2" in written[2]] == [True, True]
+    trainer.evaluate(tiny_data())
+    assert file.getvalue().splitlines()[-1].endswith("  evaluated 7")
+    shown = " ".join(trainer.explain(callbacks=True).replace("#", " ").split())
+    assert re.search(r"on_epoch_end: \S*LogsAtEnds, \S*OwnBar\b", shown)
+
+
 def test_the_line_is_there_before_the_epochs_save(tmp_path: Path) -> None:
     file = io.StringIO()
     lines_at_saves: list[int] = []

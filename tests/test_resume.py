@@ -1187,12 +1187,37 @@ def test_what_a_one_cycle_schedule_moves_is_no_setting_that_differs(
 
 
 @pytest.mark.parametrize(
-    ("resume", "fix"), [("latest", 'did you mean resume="auto"?'), ("best", "best_checkpoint(folder)")]
+    ("resume", "fix"),
+    [
+        ("latest", 'did you mean resume="auto"?'),
+        ("bestiary", 'did you mean resume="auto"?'),
+        ("best", "best_checkpoint(folder)"),
+        ("Best", "best_checkpoint(folder)"),
+        ("runs/model_best.pt", "best_checkpoint(folder)"),
+        ("runs/best-effort/checkpoints", "latest_checkpoint(folder)"),
+        ("runs/best/step-000000120", "latest_checkpoint(folder)"),
+    ],
 )
 def test_a_word_for_a_path_is_answered_with_what_was_meant(tmp_path: Path, resume: str, fix: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
         line_trainer(callbacks=[Checkpoint(tmp_path)]).fit(some_batches(1), epochs=1, resume=resume)
     assert fix in fix_of(caught.value)
+
+
+def test_the_folder_of_a_run_given_for_a_checkpoint_is_answered_with_the_checkpoints_in_it(tmp_path: Path) -> None:
+    for _ in range(2):  # the second sets aside what the first has saved
+        line_trainer(callbacks=[Checkpoint(tmp_path / "best run" / "checkpoints")]).fit(some_batches(1), epochs=1)
+    with pytest.raises(CheckpointError, match="holds no checkpoints") as caught:
+        line_trainer().fit(some_batches(1), epochs=2, resume=tmp_path / "best run")
+    fix = fix_of(caught.value)
+    assert fix == f"resume=latest_checkpoint({str(tmp_path / 'best run' / 'checkpoints')!r}), the newest in there"
+    with pytest.raises(CheckpointError, match="is a folder of checkpoints") as caught:
+        line_trainer().fit(some_batches(1), epochs=2, resume=tmp_path / "best run" / "checkpoints")
+    assert fix_of(caught.value).endswith(f"latest_checkpoint({str(tmp_path / 'best run' / 'checkpoints')!r})")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoints") as caught:
+        line_trainer().fit(some_batches(1), epochs=2, resume=tmp_path / "empty")
+    assert "step-000000120" in fix_of(caught.value)
 
 
 def fix_of(error: CheckpointError) -> str:

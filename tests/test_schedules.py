@@ -357,8 +357,8 @@ def test_following_a_validation_that_the_fit_ends_before_is_warned_of(caplog: py
     trainer.fit(data, data[:1], epochs=2, validate=Every(epochs=3))
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "the schedule follows 'val/loss', and gets no value of it unless a callback logs it: "
-        "with validate=Every(epochs=3) no validation is due "
-        "by the end of this fit, epoch 2; to have one, validate=Every(epochs=1)"
+        "with validate=Every(epochs=3) a validation is due after epoch 3, and this fit ends before, with epoch 2; "
+        "to have one, validate=Every(epochs=1)"
     ]
     caplog.clear()
     trainer.fit(data, data[:1], epochs=3, validate=Every(epochs=3))

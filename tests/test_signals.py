@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import logging
@@ -306,6 +307,127 @@ def test_ctrl_c_in_a_run_within_a_run_ends_both(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         outer.fit(some_batches(2), epochs=3)
     assert (inner.state.progress.batch, outer.state.progress.step) == (1, 2)
+
+
+@pytest.mark.parametrize("inner_saves", [False, True])
+@pytest.mark.parametrize("outer_saves", [False, True])
+def test_who_catches_the_ctrl_c_of_a_run_within_a_run_goes_on_with_the_outer_one(
+    tmp_path: Path, inner_saves: bool, outer_saves: bool
+) -> None:
+    interrupted: list[int] = []
+
+    def within(state: State) -> None:
+        ask = At(on_step_end=lambda state: signal.raise_signal(signal.SIGINT))
+        callbacks = [ask, *([Checkpoint(tmp_path / "inner")] if inner_saves else [])]
+        try:
+            line_trainer(callbacks=callbacks).fit(some_batches(3), epochs=1)
+        except KeyboardInterrupt:
+            interrupted.append(state.progress.step)
+
+    callbacks = [At(on_step_end=within), *([Checkpoint(tmp_path / "outer")] if outer_saves else [])]
+    outer = line_trainer(callbacks=callbacks)
+    try:
+        outer.fit(some_batches(2), epochs=2)
+    except KeyboardInterrupt:  # which would end the tests
+        pytest.fail("the outer run ends too")
+    assert interrupted == [1, 2, 3, 4]
+    assert outer.state.progress.epoch == 2
+
+
+def test_ctrl_c_in_an_evaluation_within_a_run_ends_the_run_after_its_batch() -> None:
+    other = line_trainer(callbacks=[At(on_eval_batch_end=lambda state, output: signal.raise_signal(signal.SIGINT))])
+    scores: list[dict[str, float]] = []
+    within = At(on_step_end=lambda state: scores.append(other.evaluate(some_batches(1))))
+    outer = line_trainer(callbacks=[within])
+    with pytest.raises(KeyboardInterrupt):
+        outer.fit(some_batches(3), epochs=1)
+    assert [score.keys() for score in scores] == [{"test/loss"}]
+    assert outer.state.progress.batch == 1
+
+
+class Listens(logging.Handler):
+    """Keeps what is logged, and lets others wait for the first of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard, self.messages = threading.Event(), list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+        self.heard.set()
+
+
+@pytest.fixture
+def log() -> Iterator[Listens]:
+    handler, logger = Listens(), logging.getLogger("loopwright")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_the_first_ctrl_c_is_answered_before_the_batch_is_finished(tmp_path: Path, log: Listens, saves: bool) -> None:
+    def ask(state: State, *_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        assert log.heard.wait(60), "nothing is said while the batch is in hand"
+
+    callbacks = [At(on_backward_end=ask), *([Checkpoint(tmp_path)] if saves else [])]
+    trainer = line_trainer(callbacks=callbacks)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(some_batches(3), epochs=1)
+    assert log.messages[0] == (
+        "Ctrl-C: the batch in hand is finished and the run saved, then fit ends; another Ctrl-C ends it at once, "
+        "and saves nothing"
+        if saves
+        else "Ctrl-C: the batch in hand is finished, then fit ends; another Ctrl-C ends it at once"
+    )
+    assert [message.split()[0] for message in log.messages[1:]] == (["interrupted:"] if saves else [])
+
+
+def test_a_trainer_whose_fit_a_ctrl_c_has_ended_can_be_copied() -> None:
+    trainer = line_trainer(callbacks=[RaisesSignal(signal.SIGINT, 6)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(some_batches(3), epochs=1)
+    assert copy.deepcopy(trainer).fit(some_batches(3), epochs=1).progress.step == 3
+
+
+def test_a_second_ctrl_c_and_a_run_around_the_interrupted_one_say_nothing_more(log: Listens) -> None:
+    def twice(state: State, *_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    inner = line_trainer(callbacks=[At(on_backward_end=twice)])
+    outer = line_trainer(callbacks=[At(on_epoch_end=lambda state: inner.fit(some_batches(3), epochs=1))])
+    with pytest.raises(KeyboardInterrupt):
+        outer.fit(some_batches(2), epochs=3)
+    assert len(log.messages) == 1
+
+
+def test_ctrl_c_while_the_log_is_written_is_answered_and_nobody_waits_for_himself(log: Listens) -> None:
+    class Locks(logging.Handler):
+        """Takes a lock that its own thread cannot take again, as a queue does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.free = threading.Lock(), list[bool]()
+
+        def emit(self, record: logging.LogRecord) -> None:
+            taken = self.own.acquire(timeout=60)
+            self.free.append(taken)
+            if len(self.free) == 1:
+                signal.raise_signal(signal.SIGINT)
+            self.own.release()
+
+    handler, logger = Locks(), logging.getLogger("loopwright")
+    logger.addHandler(handler)
+    trainer = line_trainer(callbacks=[At(on_step_end=lambda state: logger.warning("something else"))])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit(some_batches(3), epochs=1)
+    finally:
+        logger.removeHandler(handler)
+    assert handler.free == [True, True]
+    assert [message.split()[0] for message in log.messages] == ["something", "Ctrl-C:"]
 
 
 def test_fit_in_a_thread_saves_and_leaves_the_handlers_alone(tmp_path: Path) -> None:

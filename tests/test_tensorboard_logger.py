@@ -298,7 +298,7 @@ def test_two_loggers_on_one_folder_are_an_error_before_anything_is_written(
 
 def test_a_folder_that_cannot_be_made_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ConfigError, match=r"file. is a file"):
         two_step_fit(TensorBoardLogger(tmp_path / "file" / "line"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from loopwright.errors import nearest
@@ -42,15 +43,19 @@ _ELSEWHERE: Mapping[str, str] = {
 
 
 class _Signature:
-    """What ``inspect.signature`` and ``help`` say of a class: the arguments of its ``__init__``."""
+    """What ``inspect.signature`` and ``help`` say of a class: the arguments that it is made with."""
 
     def __get__(self, made: object, cls: type[Any]) -> inspect.Signature:
         if made is not None:  # which may be called, and that is another signature
             raise AttributeError("__signature__")
-        if cls.__init__ is object.__init__:
-            return inspect.Signature()
-        signature = inspect.signature(cls.__init__)
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
+        for base in cls.__mro__:
+            if base is NamedArguments or base is object:  # which take what the others do
+                continue
+            if "__init__" in vars(base):
+                return inspect.signature(MethodType(cls.__init__, cls))
+            if isinstance(made_by := vars(base).get("__new__"), staticmethod):  # not one of C's
+                return inspect.signature(MethodType(made_by.__func__, cls))
+        return inspect.Signature()
 
 
 class NamedArguments:
@@ -103,6 +108,6 @@ def _meant(name: str, known: tuple[str, ...], of_fit: tuple[str, ...]) -> str:
         return "; it is one of the optimizer's"
     ours = _ELSEWHERE.get(name, name)
     if ours in of_fit:
-        return f"; it is {ours!r} of fit"
+        return "; it is one of fit's" if ours == name else f"; it is one of fit's, {ours!r}"
     meant = nearest(ours if ours in known else name, known)
     return f"; {meant}" if meant else ""

@@ -30,7 +30,7 @@ from loopwright.fetching import (
     why_not_whole,
 )
 from loopwright.layout import Layout, layout_of
-from loopwright.planning import length_of
+from loopwright.planning import length_of, read_once
 from loopwright.randomness import RandomState, generators_of
 
 T = TypeVar("T")
@@ -106,8 +106,8 @@ class EpochData:
     def _after(self, loader: Iterable[T], done: int) -> Iterator[T]:
         self._loader = loader
         elsewhere, self._elsewhere = self._elsewhere, False
-        if isinstance(loader, Iterator) and length_of(loader) is None:
-            # A generator and its like: in the process that left it, it is where it was left.
+        if isinstance(loader, Iterator) and (length_of(loader) is None or read_once(loader)):
+            # A generator, an iterator over a DataLoader: in the process that left it, it is where it was left.
             return self._passed_over(loader, done) if elsewhere and done else loader
         self._begun = False
         found = self._found(loader, done, elsewhere)

@@ -119,11 +119,21 @@ def _own_names(cls: type[Callback[Any]]) -> list[str]:
     """What a class and those callbacks that it derives from define beside the hooks.
 
     A name that a base which is no callback has is that base's, such as ``setUp`` of ``unittest.TestCase``, and stays so
-    where the class overrides it.
+    where the class overrides it; unless it is a method for callbacks, as its first argument tells.
     """
     callbacks = [base for base in cls.__mro__ if issubclass(base, Callback)]
-    others = {name for base in cls.__mro__ if not issubclass(base, Callback) for name in vars(base)}
-    return sorted({name for base in callbacks for name in vars(base)}.difference(others, HOOKS))
+    others = {
+        name: value for base in cls.__mro__ if not issubclass(base, Callback) for name, value in vars(base).items()
+    }
+    own = {name for base in callbacks for name in vars(base)}.difference(others, HOOKS)
+    meant = {
+        name for name, value in others.items() if name.startswith("on_") and name not in HOOKS and _of_state(value)
+    }
+    return sorted(own | meant)
+
+
+def _of_state(method: object) -> bool:
+    return inspect.isfunction(method) and method.__code__.co_varnames[1 : method.__code__.co_argcount][:1] == ("state",)
 
 
 def _check_name(cls: type[Callback[Any]], name: str) -> None:
@@ -176,17 +186,20 @@ _LAST: list[Callable[..., None]] = []
 
 
 def after_the_others(hook: Hook) -> Hook:
-    """Mark a hook that only shows what the others have logged, to be called after theirs wherever it stands."""
+    """Mark a hook that only shows what the others have logged, to be called after theirs wherever it stands.
+
+    So is what a subclass has in its place: it may still call this one, and then shows no less.
+    """
     _LAST.append(hook)
     return hook
 
 
-def comes_last(method: Callable[..., None]) -> bool:
-    """Whether a callback's hook is called after those of all that are not marked so."""
-    return _is_among(_LAST, method)
+def comes_last(callback: Callback[Any], hook: str) -> bool:
+    """Whether a callback's hook is called after those of all that have none marked so."""
+    return any(_is_among(_LAST, vars(base).get(hook)) for base in type(callback).__mro__)
 
 
-def _is_among(marked: Sequence[Callable[..., None]], method: Callable[..., None]) -> bool:
+def _is_among(marked: Sequence[Callable[..., None]], method: object) -> bool:
     function = getattr(method, "__func__", method)
     return any(function is one for one in marked)
 
@@ -285,7 +298,7 @@ def _bind(hook: str, callbacks: Sequence[Callback[Any]]) -> tuple[Callable[..., 
         looks_at_it = looks_at_it or not _is_among(_WITHOUT_OUTPUT, method)
         code = getattr(function, "__code__", None)
         plain = getattr(method, "__self__", None) is callback and code is not None and code.co_name == hook
-        row = last if comes_last(method) else bound
+        row = last if comes_last(callback, hook) else bound
         row.append(method if plain else _relay(callback, hook, method))
     bound += last
     if not bound:

@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 from loopwright.errors import ConfigError, nearest
 
 _TYPES = re.compile(r"Expected one of (.+) device type at start of device string")  # torch's words
-_OTHERS = {"gpu": "cuda", "nvidia": "cuda", "apple": "mps", "metal": "mps"}  # what people call them
+# What people call them. ROCm's are called cuda too.
+_OTHERS = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "hip": "cuda", "apple": "mps", "metal": "mps", "tpu": "xla"}
+_BEST = 'device="auto" takes the best of "cuda", "mps" and "cpu" that there is'
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -33,7 +35,7 @@ def resolve_device(device: torch.device | str) -> torch.device:
             raise ConfigError(
                 f"device={device!r} cannot be trained on",
                 why="its tensors have shapes, and no values",
-                fix='device="auto" takes the best of "cuda", "mps" and "cpu" that there is',
+                fix=_BEST,
             )
         # An index makes "cuda" comparable with the device of a tensor, which always has one.
         if found.type == "cuda" and found.index is None:
@@ -42,12 +44,25 @@ def resolve_device(device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         if isinstance(device, str) and (known := _TYPES.search(str(error))) is not None:
             raise _no_such_device(device, known[1].split(", ")) from error
-        raise ConfigError(
-            f"device={device!r} is not available here",
-            why=textwrap.shorten(str(error).splitlines()[0], 160, placeholder=" ..."),
-            fix='device="auto" takes the best of "cuda", "mps" and "cpu" that there is',
-        ) from error
+        raise _not_there(device, str(error).splitlines()[0]) from error
     return found
+
+
+def _not_there(device: object, said: str) -> ConfigError:
+    called, why, meant = device.strip() if isinstance(device, str) else device, said, ""
+    if not isinstance(device, (str, int, torch.device)) or isinstance(device, bool):
+        why = "it must be the name of a device, or a torch.device"
+    elif isinstance(called, str) and called.isdecimal():
+        why, meant = "it names no kind of device", f"did you mean 'cuda:{called}'? "
+    elif isinstance(called, str) and called != device:
+        why, meant = "there is a blank in it", f"did you mean {called!r}? "
+    elif "'aten::" in said:  # torch has a name for it, and nothing behind it
+        why, meant = "this torch is built without it", "did you mean 'cuda'? " * (called == "hip")
+    return ConfigError(
+        f"device={device!r} is not available here",
+        why=textwrap.shorten(why, 160, placeholder=" ..."),
+        fix=meant + _BEST,
+    )
 
 
 def _no_such_device(device: str, known: list[str]) -> ConfigError:
@@ -56,7 +71,7 @@ def _no_such_device(device: str, known: list[str]) -> ConfigError:
     return ConfigError(
         f"device={device!r} is not available here",
         why="no device of torch's is called so",
-        fix=f"{close} " * bool(close) + 'device="auto" takes the best of "cuda", "mps" and "cpu" that there is',
+        fix=f"{close} " * bool(close) + _BEST,
     )
 
 

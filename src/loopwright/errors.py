@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -257,6 +258,13 @@ class CheckpointError(LoopwrightError):
     id = "checkpoint"
 
 
+_MENDS: Mapping[int, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "get leave to write there, or take another folder"),
+    errno.ENAMETOOLONG: "take a folder with a shorter name",
+}
+
+
 class SaveError(CheckpointError, OSError):
     """A checkpoint could not be written; ``errno`` and ``filename`` say where the system refused.
 
@@ -293,7 +301,7 @@ class SaveError(CheckpointError, OSError):
         own = cls(
             f"{path} could not be saved: {error.strerror or error} (errno {error.errno})",
             why="older checkpoints are untouched",
-            fix="make room, or mend the disk's permissions, and resume from the newest checkpoint",
+            fix=_MENDS.get(error.errno or 0, "mend what the system says") + ', and go on with resume="auto"',
         )
         own.errno, own.strerror, own.filename = error.errno, error.strerror, str(path)
         return own

@@ -148,7 +148,7 @@ def _of_callbacks(callbacks: Mapping[str, Callback[Any]] | None) -> dict[str, An
 def _callers(callbacks: Mapping[str, Callback[Any]], hook: str) -> list[str]:
     """The names of those that override the hook, in the order in which they are called."""
     overriding = [name for name, callback in callbacks.items() if _overrides(callback, hook)]
-    return sorted(overriding, key=lambda name: comes_last(getattr(callbacks[name], hook)))
+    return sorted(overriding, key=lambda name: comes_last(callbacks[name], hook))
 
 
 def _overrides(callback: Callback[Any], hook: str) -> bool:

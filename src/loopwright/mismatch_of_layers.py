@@ -135,8 +135,9 @@ def kind_of(value: object, maker: str = "") -> Cause:
         return name, "the tensor in it that is meant: the first is what an nn.LSTM and its like put out, for example"
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with the keys {', '.join(map(repr, value))}", "the tensor in it that is meant"
-    numpy = type(value).__module__ == "numpy"
-    return f"an object of type {type(value).__name__}", "torch.from_numpy(...), in the dataset" if numpy else "a tensor"
+    if hasattr(value, "__array_interface__"):
+        return "an array of numpy's", "torch.from_numpy(array), in the dataset"
+    return f"an object of type {type(value).__name__}", "a tensor"
 
 
 def _of_types(layer: nn.Module, value: Tensor, dtype: torch.dtype, what: str, given: Given) -> Cause | None:

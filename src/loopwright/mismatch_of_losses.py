@@ -29,7 +29,9 @@ def of_function(name: str, given: Mapping[str, Any]) -> Cause | None:
     if not isinstance(one, Tensor):
         found, cure = kind_of(one, "the model")
         return f"{name} was given {found} for predictions; it takes a tensor", cure
-    return f"{name} was given {kind_of(other)[0]} for targets; it takes a tensor", "a tensor of them, in the dataset"
+    found, cure = kind_of(other)
+    cure = cure if hasattr(other, "__array_interface__") else "a tensor of them, in the dataset"
+    return f"{name} was given {found} for targets; it takes a tensor", cure
 
 
 def of_classes(name: str, input: Tensor, target: Tensor, given: Mapping[str, Any]) -> Cause | None:

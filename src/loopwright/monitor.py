@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loopwright.errors import ConfigError
@@ -94,7 +94,7 @@ class Monitor:
             own = self.name.partition("/")[0]
             if own != "val" and state.stage == "val":
                 return None  # whoever logs it may wait for the epoch's end
-            if state.plan.validate is not None and not _validated(state) and own != "train":
+            if state.plan.validate is not None and not validated(state) and own != "train":
                 return None  # the first validation is still to come
             forgotten = state.plan.validate is None and own.startswith("val")
             raise unknown_metric(
@@ -133,7 +133,8 @@ def _by_metrics(name: str, state: State) -> str:
     return f"or give the measure to Trainer(..., metrics={{{own[1]!r}: ...}}), which logs it {as_what}, "
 
 
-def _validated(state: State) -> bool:
+def validated(state: State) -> bool:
+    """Whether a value of a validation was logged, in this fit or before."""
     return any(name.startswith("val/") and state.metrics.mark_of(name) for name in state.metrics)
 
 
@@ -157,31 +158,60 @@ def check_validated(name: str | None, state: State) -> None:
         )
 
 
-def warn_unvalidated(who: str, name: str | None, state: State) -> None:
-    """Warn where a value of the validation is followed in a fit that ends before its first validation.
+def unvalidated(followers: Iterable[tuple[str, str | None]], state: State, *, skips: bool) -> dict[str, str]:
+    """Warnings of values of the validation that are followed in a fit that ends before its first validation.
 
     Args:
-        who: Follows it.
-        name: The metric's name.
+        followers: Who follows a metric, and its name.
         state: What the run knows, with what a resume has restored.
+        skips: Whether the run may skip optimizer steps, which then do not count.
+
+    Returns:
+        What each is about, which a later fit of the same run shares, and its words. Nothing where it is not certain
+        that no validation is due.
     """
-    validate, progress = state.plan.validate, state.progress
-    if validate is None or (of_stage(name) or ("",))[0] != "val" or _validated(state):
-        return
-    epoch, step = state.plan.end(progress)
-    if validate.steps is None:
-        done, last, each = progress.epoch, epoch, validate.epochs or 1
-    else:
+    validate, plan, progress = state.plan.validate, state.plan, state.progress
+    follow: dict[str, list[str]] = {}
+    for who, name in followers:
+        if name is not None and (of_stage(name) or ("",))[0] == "val" and who not in follow.setdefault(name, []):
+            follow[name].append(who)
+    if not follow or validate is None or validated(state) or state.stop_reason is not None or plan.reached(progress):
+        return {}
+    epoch, step = plan.end(progress)
+    each, done, last = validate.epochs or 1, progress.epoch, epoch
+    if validate.steps is not None:
         if progress.step and validate.due_at_step(progress):
-            return  # the one of this step may still be to come, where the run was left before it
-        done, last, each = progress.step, step, validate.steps
-    if each * (done // each + 1) > last:
-        logger.warning(
-            "%s follows %r, and gets no value of it unless a callback logs it: with validate=%s no validation is due "
-            "by the end of this fit, %s; to have one, validate=%s",
-            who,
-            name,
-            validate,
-            f"{'epoch' if validate.steps is None else 'step'} {last}",
-            Every(epochs=1) if epoch > progress.epoch else Every(steps=int(step)),
+            return {}  # the one of this step may still be to come, where the run was left before it
+        each, done, last = validate.steps, progress.step, step
+    due = each * (done // each + 1)
+    if due <= last:
+        return {}
+    ends, helps = _end_of_fit(state, skips=skips)
+    if validate.steps is not None:
+        surely = not skips and (plan.batches is not None or plan.epochs is None)
+        ends = f"at step {last}" + ("" if surely else " at the latest")
+    when = f"{'after epoch' if validate.steps is None else 'at step'} {due}"
+    return {
+        f"{name} {validate}": f"{' and '.join(', '.join(who).rsplit(', ', 1))} "
+        f"{'follow' if who[1:] else 'follows'} {name!r}, and {'get' if who[1:] else 'gets'} no value of it unless a "
+        f"callback logs it: with validate={validate} a validation is due {when}, and this fit ends before, {ends}; "
+        f"to have one, validate={helps}"
+        for name, who in follow.items()
+    }
+
+
+def _end_of_fit(state: State, *, skips: bool) -> tuple[str, str]:
+    """Where the fit ends, and a cadence with which a validation is due by then, in words."""
+    plan, progress = state.plan, state.progress
+    epoch, step = plan.end(progress)
+    if plan.steps is None or (plan.batches is not None and step < plan.steps):
+        return f"with epoch {epoch}", str(Every(epochs=1))
+    at_its_step = str(Every(steps=plan.steps))
+    if plan.batches is None and plan.epochs is not None:  # nobody can tell which of the two comes first
+        return (
+            f"with epoch {epoch} at the latest",
+            f"{Every(epochs=1)}, or {at_its_step} where no epoch ends before that step",
         )
+    ends_one = plan.batches is not None and epoch > progress.epoch
+    unless = ", unless it skips steps" if skips else ""
+    return f"at step {plan.steps}{unless}", str(Every(epochs=1)) if ends_one else at_its_step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from types import GeneratorType
+from types import FunctionType, GeneratorType
 
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -16,7 +16,6 @@ from loopwright.schedule import Every, check_count, check_every
 from loopwright.state import Plan, Progress
 from loopwright.step import describe
 
-_UNSAID = Every(epochs=1)  # fit's default; given by hand, it asks for no other cadence
 _ENDLESS = (itertools.cycle, itertools.count, itertools.repeat)
 
 
@@ -45,6 +44,8 @@ def check_loader(name: str, data: object) -> None:
             if isinstance(data, int) and name != "data"
             else f"{data.__name__}(...), an instance of it"
             if isinstance(data, type)
+            else f"{data.__name__}(), if that makes a DataLoader or a list; else an object whose __iter__ calls it"
+            if isinstance(data, FunctionType) and data.__name__ != "<lambda>"
             else "DataLoader(TensorDataset(inputs, targets), batch_size=32), or a list of batches",
         )
 
@@ -62,7 +63,7 @@ def no_batches(name: str, data: object) -> DataError:
     if isinstance(data, Iterator):
         return DataError(
             f"{name} gave no batch",
-            why=f"it is an iterator ({type(data).__name__}), which can be read once, and has been read to its end",
+            why=f"it is an iterator ({type(data).__name__}), which can be read once, and is at its end",
             fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
         )
     dataset = getattr(data, "dataset", None)
@@ -75,7 +76,8 @@ def no_batches(name: str, data: object) -> DataError:
     return DataError(
         f"{name} gave no batch" + (f": {listed}" if listed else f": it is {describe(data)}"),
         why="drop_last=True drops a batch that is not full, and there is no full one" if too_few else "it is empty",
-        fix="a smaller batch_size, or drop_last=False" if too_few else "check the dataset and how it is filtered",
+        fix=("a smaller batch_size, or drop_last=False" if too_few else "check the dataset and how it is filtered")
+        + ("; fit(train, ...) trains without a validation" if name == "the validation data" else ""),
     )
 
 
@@ -91,11 +93,12 @@ def plan_fit(
     preflight: bool = False,
     progress: Progress | None = None,
     measures: Iterable[str] = (),
+    skips: bool = False,
 ) -> Plan:
     """The plan of a fit, from its arguments, and from how far the run has come, where that is known before it begins.
 
     Raises:
-        ConfigError: There is no target, the data is no loader, or a cadence was given for a validation without data.
+        ConfigError: There is no target, or the data is no loader.
         DataError: The data is empty, and says so, or can be read once and is needed again.
     """
     if not isinstance(preflight, bool):
@@ -118,19 +121,25 @@ def plan_fit(
     batches, val_batches = length_of(train), None if val is None else length_of(val)
     if batches == 0:
         raise no_batches("the training data", train)
-    if val is None and validate != _UNSAID:
-        raise ConfigError(
-            f"validate is {validate}, but fit was given no validation data",
-            why="there is nothing to validate on",
-            fix="trainer.fit(train, val, ...), or leave validate out",
-        )
     if val_batches == 0:
         raise no_batches("the validation data", val)
     cadence = None if val is None else validate
     plan = Plan(epochs, steps, batches, val_batches, cadence, accumulate, clip_norm, tuple(measures))
     if progress is not None and (isinstance(train, Iterator) or isinstance(val, Iterator)):
-        check_passes(plan, progress, train, val)
+        check_passes(plan, progress, train, val, skips=skips)
     return plan
+
+
+def unused_cadence(validate: Every) -> str:
+    """The warning of a cadence of validations that was asked for, and that there is no data for.
+
+    It is no error: a script whose validation data can be left out is to run without it too. What follows a value of
+    the validation is refused by whoever follows it.
+    """
+    return (
+        f"validate={validate} has no effect: fit was given no validation data, so that nothing is validated; "
+        "give it, as trainer.fit(train, val, ...), or leave validate out"
+    )
 
 
 def read_once(data: object) -> bool:
@@ -144,22 +153,45 @@ def read_once(data: object) -> bool:
     return isinstance(data, Iterator) and (pythons or isinstance(data, _BaseDataLoaderIter))
 
 
-def check_passes(plan: Plan, progress: Progress, train: object, val: object) -> None:
-    """Raise DataError where data that can be read once is certain to be needed again: a target is the only one."""
-    passes = 1 if plan.epochs is None or plan.steps is not None else plan.epochs - progress.epoch
-    for name, data, needed in (
-        ("training", train, passes if read_once(train) else 1),
-        ("validation", val, _validations(plan, progress) if read_once(val) else 1),
-    ):
-        if needed > 1:
-            raise DataError(
-                f"the {name} data can be read once, and is needed {needed} times",
-                why=f"it is an iterator ({type(data).__name__}), and at its end after one pass",
-                fix="pass a list, a DataLoader, or an object whose __iter__ starts anew",
-            )
+def check_passes(plan: Plan, progress: Progress, train: object, val: object, *, skips: bool) -> None:
+    """Raise DataError where data that can be read once is certain to be needed again by the plan.
+
+    What the plan itself brings to its end is never refused: one epoch, steps that one pass may hold, one validation. A
+    callback might stop a longer run within the first pass; all the same it is refused, for nearly always the second
+    epoch is meant, and would fail at the cost of the first. Whoever means the one pass asks for one: the message says
+    how, and a callback stops that as well.
+
+    Args:
+        plan: What fit is asked for.
+        progress: How far the run has come.
+        train: The training data.
+        val: The validation data.
+        skips: Whether the run may skip optimizer steps, which then do not count.
+    """
+    if read_once(train) and (needed := _passes(plan, progress)) > 1:
+        raise _needed_again("training", train, needed, f"epochs={progress.epoch + 1}, for this one pass alone")
+    if read_once(val) and (needed := _validations(plan, progress, skips=skips)) > 1:
+        epoch, step = plan.end(progress)
+        last = Every(epochs=int(epoch)) if progress.epoch < epoch < math.inf else Every(steps=int(step))
+        raise _needed_again("validation", val, needed, f"validate={last}, for one validation at the end")
 
 
-def _validations(plan: Plan, progress: Progress) -> int:
+def _needed_again(name: str, data: object, needed: int, once: str) -> DataError:
+    return DataError(
+        f"the {name} data can be read once, and is needed {needed} times",
+        why=f"it is an iterator ({type(data).__name__}), and at its end after one pass",
+        fix=f"pass a list, a DataLoader, or an object whose __iter__ starts anew; or {once}",
+    )
+
+
+def _passes(plan: Plan, progress: Progress) -> int:
+    """How many passes over the training data there will be at least, unless a callback stops the run."""
+    if plan.batches is not None:  # the first pass may hold as many, in the midst of an epoch too
+        return math.ceil((plan.end(progress)[1] - progress.step) / math.ceil(plan.batches / plan.accumulate))
+    return 1 if plan.epochs is None or plan.steps is not None else plan.epochs - progress.epoch
+
+
+def _validations(plan: Plan, progress: Progress, *, skips: bool) -> int:
     """How many validations there will be at least, unless a callback stops the run."""
     every = plan.validate
     if every is None or (plan.batches is None and plan.epochs is not None and plan.steps is not None):
@@ -167,6 +199,8 @@ def _validations(plan: Plan, progress: Progress) -> int:
     epoch, step = plan.end(progress)
     done, last, each = progress.epoch, epoch, every.epochs
     if every.steps is not None:
+        if skips and plan.epochs is not None:
+            return 0  # the epochs may hold fewer steps than they have batches for
         done, last, each = progress.step, step, every.steps
     assert each is not None  # a cadence has one of the two
     return int(last // each) - done // each if last < math.inf else 0

@@ -24,7 +24,7 @@ from loopwright.checkpoint.folder import clear_leftovers, list_checkpoints, prun
 from loopwright.checkpoint.lock import FolderLock
 from loopwright.checkpoint.manifest import read_manifest
 from loopwright.checkpoint.writing import Prepared, Snapshot, prepare, write_checkpoint
-from loopwright.errors import SaveError
+from loopwright.errors import SaveError, counted
 
 _SMALL = 2**17  # bytes of tensors: to copy and to hash them takes about a tenth of a millisecond
 
@@ -80,7 +80,8 @@ class Saver:
                     path.rename(aside / path.name)
                 sync_folder(aside)
                 sync_folder(self.folder)
-                logger.info("%d checkpoints that are not of this run are in %s now", len(others), aside)
+                which = counted(len(others), "checkpoint that is", "checkpoints that are")
+                logger.info("%s not of this run %s in %s now", which, "are" if others[1:] else "is", aside)
         if self._unsynced:
             self._order(self._sync_parents)
         self._best = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from loopwright.saver import Saver
 from loopwright.signals import Signals
 
 T = TypeVar("T")
+
+_BEST = re.compile(r"(?<![a-z])best(?![a-z])", re.IGNORECASE)  # the word alone
 
 logger: logging.Logger = logging.getLogger("loopwright")
 
@@ -109,7 +112,10 @@ class Saving:
         self._close()
         self._run.data.attend(None, None)  # nothing holds the data after the call
         self._run.data.asked = lambda: False
-        if error is None and self.asked:  # after the last batch, so that all is saved already
+        if self.signals.asked is None:
+            return
+        self.signals.said()
+        if error is None:  # after the last batch, so that all is saved already
             self._leave()
 
     def _close(self) -> None:
@@ -303,6 +309,7 @@ class Saving:
         self._leave()
 
     def _leave(self) -> NoReturn:
+        self.signals.said()
         if not self._checkpoints:
             progress = self._run.state.progress
             logger.info(
@@ -367,14 +374,26 @@ def _named(resume: str | os.PathLike[str], path: Path) -> Contents:
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
-        if path.is_dir():
+        if list_checkpoints(path):
+            advise(error, f'resume="auto", or resume=latest_checkpoint({str(path)!r})', instead=True)
+        elif within := _folders_within(path):
+            advise(error, f"resume=latest_checkpoint({str(within[0])!r}), the newest in there", instead=True)
+        elif path.is_dir():
             which = f"python -m loopwright inspect {path.parent} says which are whole"
             advise(error, f'{which}; resume="auto" takes the newest of them')
-        elif "best" in str(resume) and not os.path.lexists(path):
+        elif _BEST.search(path.name) and not os.path.lexists(path):
             advise(error, "resume=best_checkpoint(folder), the path of the best one", instead=True)
         elif not os.path.lexists(path) and not os.path.dirname(resume):
             advise(error, 'did you mean resume="auto"? else the path of one checkpoint', instead=True)
         raise
+
+
+def _folders_within(path: Path) -> list[Path]:
+    """The folders of checkpoints in one that is none itself, as where a run's folder is given."""
+    try:
+        return [] if list_checkpoints(path) else [one for one in sorted(path.iterdir()) if list_checkpoints(one)]
+    except OSError:  # such as that there is none, which has been said
+        return []
 
 
 def _newest(folder: Path) -> tuple[Path | None, Contents, dict[Path, str]]:

@@ -51,7 +51,7 @@ class Settings:
             raise ConfigError(
                 f"seed is {seed!r}",
                 why="it must be a whole number from 0 to 2**32 - 1, for numpy takes no other",
-                fix="for example seed=0",
+                fix="for example seed=0, or seed=None to seed nothing",
             )
         for name in ("compile", "deterministic"):
             if not isinstance(getattr(self, name), bool):
@@ -232,10 +232,11 @@ def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:
         ConfigError: They are something else.
     """
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+        name = (callbacks if isinstance(callbacks, type) else type(callbacks)).__name__
         raise ConfigError(
             f"callbacks is {describe(callbacks)}",
             why="it must be a list: their hooks are called in its order",
-            fix=f"callbacks=[{callbacks.__name__}(...)]" if isinstance(callbacks, type) else "callbacks=[...]",
+            fix="leave it out, or callbacks=[]" if callbacks is None else f"callbacks=[{name}(...)]",
         )
     found = tuple(callbacks)
     for callback in found:
@@ -247,9 +248,13 @@ def check_callbacks(callbacks: object) -> tuple[Callback[Any], ...]:
             )
         if not isinstance(callback, Callback):
             raise ConfigError(
-                f"{callback!r} is not a callback",
+                f"{describe(callback) if isinstance(callback, (list, tuple)) else repr(callback)} is not a callback",
                 why="the loop calls the hooks that loopwright.Callback declares",
-                fix="subclass loopwright.Callback, and give an instance of it",
+                fix="leave None out of the list of callbacks"
+                if callback is None
+                else "one flat list, as in callbacks=[*some, *others]"
+                if isinstance(callback, (list, tuple))
+                else "subclass loopwright.Callback, and give an instance of it",
             )
     if len({id(callback) for callback in found}) < len(found):
         raise ConfigError(

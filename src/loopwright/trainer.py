@@ -22,17 +22,17 @@ from loopwright.averages import Averages
 from loopwright.batches import Pass, evaluated
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
-from loopwright.callbacks.early_stopping import restoring
+from loopwright.callbacks.early_stopping import EarlyStopping, restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
 from loopwright.mismatch import explain_in_note
 from loopwright.modes import compiled, evaluating
-from loopwright.monitor import check_validated, warn_unvalidated
+from loopwright.monitor import check_validated, unvalidated
 from loopwright.nonfinite.culprit import Culprit
 from loopwright.nonfinite.rerun import Replay
 from loopwright.nonfinite.skips import Skips
-from loopwright.planning import check_loader, check_passes, length_of, no_batches, plan_fit
+from loopwright.planning import check_loader, check_passes, length_of, no_batches, plan_fit, unused_cadence
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.preflight import Preflight
 from loopwright.randomness import deterministic_kernels, seed_everything
@@ -78,7 +78,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         schedule: A learning-rate scheduler, and when it moves.
         metrics: Names to metrics, computed over every evaluation pass: torchmetrics, or anything with ``update``,
             ``compute`` and ``reset``.
-        callbacks: What watches the run; their hooks are called in this order.
+        callbacks: What watches the run. Each hook is called in the order of the list, ``teardown`` in the reverse; a
+            ProgressBar's ``on_eval_end`` and ``on_epoch_end`` come after those of the others wherever it stands.
         device: ``"auto"`` takes CUDA, else Apple's GPU, else the CPU.
         precision: ``"bf16"`` and ``"fp16"`` run the step under autocast, fp16 with a gradient scaler.
         accumulate: Batches to one optimizer step, whose gradient is that of their weighted mean.
@@ -153,12 +154,20 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         self._autocast = autocast(precision, self.state.device)
         self._scaler = grad_scaler(precision, self.state.device)
         # Values are read at every step where that is free, or where the next step depends on them.
-        needed = self._scaler is not None or on_nonfinite == "skip" or self._takes_closure
+        self._may_skip = self._scaler is not None or on_nonfinite == "skip"
+        needed = self._may_skip or self._takes_closure
         free = self.state.device.type == "cpu" if self._read_each_step is None else self._read_each_step
         self._eager = free or needed
 
         # What the loop itself remembers from one fit to the next.
         self._run = Run(self.state, self._settings.callbacks, schedule, self._scaler, eager=self._eager)
+        self._followers: list[tuple[str, str | None]] = [
+            (type(c).__name__, c.monitor)
+            for c in self._settings.callbacks
+            if isinstance(c, (Checkpoint, EarlyStopping))
+        ]
+        if self._run.plateau is not None:
+            self._followers.append(("the schedule", self._run.plateau.name))
         self._callback_states: list[dict[str, Any]] | None = None
         self._last_weights: dict[str, Any] | None = None  # set while the model holds restored ones instead
         self._restored_epoch: int | None = None
@@ -226,7 +235,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             val: The validation data.
             epochs: How many epochs the run is to have. Give this or ``steps``, or both: the first reached ends it.
             steps: How many optimizer steps the run is to have.
-            validate: How often to validate. A cadence other than the default needs ``val``.
+            validate: How often to validate on ``val``. Without ``val`` it has no effect, and the log says so once.
             resume: ``"auto"`` goes on from the newest whole checkpoint of the one ``Checkpoint`` in the list, or
                 starts afresh where its folder holds none; a path goes on from that checkpoint.
             preflight: Whether to call ``preflight`` before a fresh run begins, and to train only where no check fails.
@@ -236,8 +245,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             The history, the reason for the end, and how far the run has come.
 
         Raises:
-            ConfigError: No target, data that is no loader, ``validate`` without ``val``, or a check of the preflight
-                failed.
+            ConfigError: No target, data that is no loader, or a check of the preflight failed.
             DataError: The data is empty, or can be read once and is needed again, or a batch's size is not clear.
             CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
@@ -259,6 +267,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             preflight=preflight,
             progress=None if restores else state.progress,
             measures=settings.metrics,
+            skips=self._may_skip,
         )
         self._check_idle("train")
         self._fitted = plan
@@ -271,6 +280,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             return self._as_it_ended(reason)
         if preflight and state.progress.fresh and not saving.goes_on(resume):
             self.preflight(train, val).raise_failures()
+        if val is None and validate.epochs != 1:  # not the default
+            self._warn_once("cadence", unused_cadence(validate))
         with self._prepared("train", plan), saving:
             restored = self._begin_run(resume, train, val, keep_window=obeyed)
             reason = state.stop_reason or plan.reached(state.progress)
@@ -302,7 +313,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         try:
             restored = self._saving.begin(resume, train, val)
             if resume is not None:  # else it is done before anything begins
-                check_passes(state.plan, state.progress, train, val)
+                check_passes(state.plan, state.progress, train, val, skips=self._may_skip)
         except BaseException:
             for module, training in modes:
                 module.training = training
@@ -316,8 +327,9 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             if type(callback).setup is not Callback.setup:  # which may have made all anew
                 callback.load_state_dict(saved)
         hooks.on_fit_start(self.state)
-        if self._run.plateau is not None:
-            warn_unvalidated("the schedule", self._run.plateau.name, self.state)
+        if self._followers:
+            for about, words in unvalidated(self._followers, self.state, skips=self._may_skip).items():
+                self._warn_once(about, words)
         self._saving.rehearse()
         self._catch_up(hooks, val)
 

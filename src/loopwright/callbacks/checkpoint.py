@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.monitor import Mode, Monitor, check_validated, warn_unvalidated
+from loopwright.logger import check_path
+from loopwright.monitor import Mode, Monitor, check_validated
 from loopwright.schedule import Every, check_count, check_every
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class Checkpoint(Callback[Any]):
         mode: Mode | None = None,
         keep: int = 3,
     ) -> None:
-        if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
-            raise ConfigError(f"folder is {folder!r}", fix='Checkpoint("runs/line/checkpoints")')
+        check_path("folder", folder, 'Checkpoint("runs/line/checkpoints")')
         check_every("every", every, "every=Every(steps=50), or every=Every(epochs=1)")
         if (monitor is None) != (mode is None):
             raise ConfigError(
@@ -94,7 +94,6 @@ class Checkpoint(Callback[Any]):
     def on_fit_start(self, state: State) -> None:
         """Start afresh in a fresh run."""
         check_validated(self.monitor, state)
-        warn_unvalidated(type(self).__name__, self.monitor, state)
         if state.progress.fresh:
             self._score = None
             if self._monitor is not None:

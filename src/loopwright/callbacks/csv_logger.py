@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.logger import Logger, numbered
+from loopwright.logger import Logger, check_path, file_in_the_way, numbered
 from loopwright.schedule import Every
 from loopwright.state import check_name
 
@@ -65,6 +65,7 @@ class CSVLogger(Logger):
 
     def __init__(self, path: str | os.PathLike[str], *, every: Every = Every(epochs=1)) -> None:  # noqa: B008
         super().__init__(every=every)
+        check_path("path", path, 'CSVLogger("runs/line/metrics.csv")')
         self.path: Path = Path(path)
         self._file: BinaryIO | None = None
         self._flushed = 0.0  # the time at which the file was last flushed
@@ -79,6 +80,12 @@ class CSVLogger(Logger):
 
     def open(self, state: State, *, fresh: bool) -> None:
         """Begin a new file, or go on after the rows that this run has written."""
+        if (other := file_in_the_way(self.path.parent)) is not None:
+            raise ConfigError(
+                f"CSVLogger is to write {str(self.path)!r}, and {str(other)!r} is a file",
+                why="what is written is to be in a folder of that name",
+                fix="another path, for example CSVLogger('runs/line/metrics.csv')",
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         exists = self.path.exists()
         if exists and not self.path.is_file():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError, counted
 from loopwright.forms import Count, check_form
-from loopwright.monitor import Mode, Monitor, check_validated, warn_unvalidated
+from loopwright.monitor import Mode, Monitor, check_validated
 from loopwright.schedule import check_count
 from loopwright.weights import snapshot
 
@@ -81,7 +81,6 @@ class EarlyStopping(Callback[Any]):
     def on_fit_start(self, state: State) -> None:
         """Start counting afresh in a fresh run."""
         check_validated(self.monitor, state)
-        warn_unvalidated(type(self).__name__, self.monitor, state)
         if state.progress.fresh:
             self._forget()
 

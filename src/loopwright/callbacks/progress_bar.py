@@ -47,8 +47,8 @@ class ProgressBar(Callback[Any]):
 
     No colour is ever used. The environment variable ``TQDM_DISABLE=1`` silences it, and of several processes only
     rank 0 shows anything. At most eight values are shown, ``train/`` and ``val/`` first. What other callbacks log when
-    an epoch ends is in its line wherever in the list the bar stands, for the line comes after their ``on_epoch_end``.
-    To print while the bar is up, use ``tqdm.write``.
+    an epoch ends is in its line wherever in the list the bar stands: its ``on_epoch_end`` and ``on_eval_end`` are
+    called after theirs, in a subclass that overrides them too. To print while the bar is up, use ``tqdm.write``.
 
     Args:
         file: Where to write; by default what ``sys.stderr`` is when fit is called.

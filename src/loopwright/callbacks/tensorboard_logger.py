@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.logger import Logger, numbered
+from loopwright.logger import Logger, check_path, file_in_the_way, numbered
 from loopwright.schedule import Every
 from loopwright.state import check_name
 
@@ -66,6 +66,7 @@ class TensorBoardLogger(Logger):
 
     def __init__(self, folder: str | os.PathLike[str], *, every: Every = Every(epochs=1)) -> None:  # noqa: B008
         super().__init__(every=every)
+        check_path("folder", folder, 'TensorBoardLogger("runs/line")')
         self.folder: Path = Path(folder)
         self._writer: SummaryWriter | None = None
         self._settings: dict[str, Any] = {}
@@ -80,9 +81,10 @@ class TensorBoardLogger(Logger):
 
     def open(self, state: State, *, fresh: bool) -> None:
         """Begin a new event file; TensorBoard takes it for the continuation of those that are there."""
-        if self.folder.exists() and not self.folder.is_dir():
+        if (other := file_in_the_way(self.folder)) is not None:
+            within = "which" if other == self.folder else f"and {str(other)!r}"
             raise ConfigError(
-                f"TensorBoardLogger is to write into {str(self.folder)!r}, which is a file",
+                f"TensorBoardLogger is to write into {str(self.folder)!r}, {within} is a file",
                 why="TensorBoard reads folders, one for each run",
                 fix="give it a folder, for example TensorBoardLogger('runs/line')",
             )

@@ -137,5 +137,7 @@ def load_weights(path: PathLike, model: nn.Module, *, strict: bool = True) -> No
     except Exception as error:  # torch's, about names and shapes, or what a module of the user's own raises
         model.load_state_dict(before)  # torch has loaded what did fit
         raise CheckpointError(
-            f"the weights in {folder} do not fit this {type(model).__name__}", why=str(error)
+            f"the weights in {folder} do not fit this {type(model).__name__}",
+            why=str(error),
+            fix="build the model as it was when they were saved; strict=False leaves out names that one of them lacks",
         ) from error

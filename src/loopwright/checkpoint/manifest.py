@@ -68,7 +68,7 @@ def _check_names(folder: Path) -> None:
         if any(NAME.fullmatch(name) for name in entries):
             raise CheckpointError(
                 f"{folder} is a folder of checkpoints, and not one of them",
-                fix=f'resume="auto", or the path of one: latest_checkpoint({str(folder)!r})',
+                fix=f"the path of one, such as latest_checkpoint({str(folder)!r})",
             )
         if entries.isdisjoint({MANIFEST, *FILES}):
             raise CheckpointError(
