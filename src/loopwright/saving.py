@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -34,6 +35,7 @@ from loopwright.signals import Signals
 T = TypeVar("T")
 
 _BEST = re.compile(r"(?<![a-z])best(?![a-z])", re.IGNORECASE)  # the word alone
+_MOST_LOOKED_INTO = 100  # entries of a folder that is none of checkpoints, for the advice
 
 logger: logging.Logger = logging.getLogger("loopwright")
 
@@ -374,7 +376,7 @@ def _named(resume: str | os.PathLike[str], path: Path) -> Contents:
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
-        if list_checkpoints(path):
+        if _holds_checkpoints(path):
             advise(error, f'resume="auto", or resume=latest_checkpoint({str(path)!r})', instead=True)
         elif within := _folders_within(path):
             advise(error, f"resume=latest_checkpoint({str(within[0])!r}), the newest in there", instead=True)
@@ -388,12 +390,20 @@ def _named(resume: str | os.PathLike[str], path: Path) -> Contents:
         raise
 
 
+def _holds_checkpoints(folder: Path) -> bool:
+    try:
+        return bool(list_checkpoints(folder))
+    except OSError:  # no folder, a link to itself: what is wrong with it has been said
+        return False
+
+
 def _folders_within(path: Path) -> list[Path]:
     """The folders of checkpoints in one that is none itself, as where a run's folder is given."""
     try:
-        return [] if list_checkpoints(path) else [one for one in sorted(path.iterdir()) if list_checkpoints(one)]
-    except OSError:  # such as that there is none, which has been said
+        inside = list(islice(path.iterdir(), _MOST_LOOKED_INTO))
+    except OSError:  # as above
         return []
+    return sorted(filter(_holds_checkpoints, inside))
 
 
 def _newest(folder: Path) -> tuple[Path | None, Contents, dict[Path, str]]:
