@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import loopwright
 from loopwright import Callback, Trainer
 from loopwright.callbacks import CSVLogger, EarlyStopping
+from loopwright.history import History
+from loopwright.state import Metrics
 
 HERE = str(Path(loopwright.__file__).parent)
 
@@ -86,3 +88,19 @@ def test_an_epoch_and_a_fit_enter_few_functions_beside_their_steps() -> None:
     step = (cost(loader, 12, 1, none) - one) / 10
     assert (many - two) / 10 - 2 * step <= 61
     assert one - 2 * step <= 209
+
+
+def test_a_long_history_is_not_walked_through_at_each_epoch() -> None:
+    looked = 0
+
+    class Row(dict[str, float]):
+        def __getitem__(self, name: str) -> float:
+            nonlocal looked
+            looked += 1
+            return super().__getitem__(name)
+
+    history = History(Metrics())
+    history._rows = [Row(epoch=n, step=4 * n) for n in range(1, 1001)]
+    assert [history.steps_by(n) for n in (1000, 999, 1001)] == [4000, 3996, None]
+    assert looked < 20
+    assert [history.steps_by(n) for n in (1, 0)] == [4, 0]

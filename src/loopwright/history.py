@@ -41,8 +41,10 @@ class History:
 
     def steps_by(self, epoch: int) -> int | None:
         """The optimizer steps of the run by the end of an epoch, counted from 1; 0 before the first."""
-        steps = [row["step"] for row in self._rows if row["epoch"] == epoch]
-        return int(steps[-1]) if steps else None if epoch else 0
+        for row in reversed(self._rows):  # the newest first, since there may be thousands
+            if row["epoch"] <= epoch:
+                return int(row["step"]) if row["epoch"] == epoch else None
+        return None if epoch else 0
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, and how far the metrics are in them."""
