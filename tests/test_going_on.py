@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from helpers import At, Outcome, StopsIn, Unsized, assert_same_run, small_trainer, some_batches, weights_of
+from helpers import At, Outcome, StopsIn, Unsized, all_equal, assert_same_run, small_trainer, some_batches, weights_of
 from loopwright import Callback, Every, Output, Schedule, State, Trainer
 from loopwright.callback import HOOKS
-from loopwright.callbacks import Checkpoint, LearningRateMonitor
+from loopwright.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor
 from small_problems import PROBLEMS, RARER, generator_of, loss_of, make_loader, make_optimizer, samples
 
 Target = dict[str, Any]  # epochs= and steps= of a fit
@@ -147,6 +147,34 @@ def test_a_run_stopped_in_any_hook_goes_on_as_the_unbroken_one(hook: str, sized:
         return Outcome(weights_of(trainer), result)
 
     assert_same_run(whole(StopsIn(hook)), whole())
+
+
+@pytest.mark.parametrize("hook", ["on_step_end", "on_batch_end", "on_eval_batch_end", "on_eval_end", "on_epoch_end"])
+@pytest.mark.parametrize("way", ["Ctrl-C", "error"])
+@pytest.mark.parametrize("target", [{"steps": 6}, {"steps": 5}, {"epochs": 2}], ids=str)
+def test_the_same_fit_again_makes_up_for_what_was_broken_off_at_its_target(target: Target, way: str, hook: str) -> None:
+    def outcome(*, broken_off: bool) -> tuple[list[dict[str, float]], list[Tensor]]:
+        done: list[int] = []
+
+        def breaks(state: State, *rest: Any) -> None:
+            if broken_off and not done and state.progress.step == target.get("steps", 6):
+                done.append(state.progress.step)
+                if way == "error":
+                    raise ZeroDivisionError
+                signal.raise_signal(signal.SIGINT)
+
+        stopping = EarlyStopping("train/loss", mode="min", patience=9, restore_best=True)
+        trainer = small_trainer(stopping, At(**{hook: breaks}), seed=1)
+        with contextlib.suppress(KeyboardInterrupt, ZeroDivisionError):
+            trainer.fit(some_batches(3), some_batches(2), **target)
+        if broken_off and done:
+            trainer.fit(some_batches(3), some_batches(2), **target)
+        again = trainer.fit(some_batches(3), some_batches(2), **target)  # there is nothing left
+        return again.history, weights_of(trainer)
+
+    (rows, weights), (again, gone_on_with) = outcome(broken_off=False), outcome(broken_off=True)
+    assert [list(row.items()) for row in again] == [list(row.items()) for row in rows]
+    assert all_equal(gone_on_with, weights)
 
 
 def test_an_iterator_is_gone_on_with_where_it_was_left() -> None:

@@ -275,7 +275,9 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         obeyed = self._saving.obeyed  # a signal ended the last fit between two batches, with all as it should be
         saving = self._saving = self._savers()
         saving.check(resume)
-        if not restores and (reason := plan.reached(state.progress)) is not None:
+        # Where a fit was broken off within an epoch, what is due at its target is still to come.
+        over = self._run.ended or not (self._run.unfinished or state.progress.batch)
+        if not restores and over and (reason := plan.reached(state.progress)) is not None:
             self._say_nothing_to_train(reason)
             return self._as_it_ended(reason)
         if preflight and state.progress.fresh and not saving.goes_on(resume):
