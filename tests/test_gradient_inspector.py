@@ -511,6 +511,93 @@ def test_an_inspection_waits_for_somebody_who_reads_and_not_without_end() -> Non
     assert waiting == [1] * 9
 
 
+class Writing(torch.optim.SGD):
+    """Writes to the gradients, which are views of one vector and are cleared with it."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr)
+        self.all = torch.zeros(sum(p.numel() for p in self.param_groups[0]["params"]))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        parameters = self.param_groups[0]["params"]
+        self.all.zero_()
+        for part, parameter in zip(torch.split(self.all, [p.numel() for p in parameters]), parameters, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # none of its callers has one
+        super().step()
+        self.all.sign_().add_(0.5)
+
+
+@pytest.mark.parametrize("size", [0, 2**14], ids=["kernel by kernel", "as one vector"])
+@pytest.mark.parametrize("model", [lambda: mlp(3), lambda: nn.Linear(16, 4, bias=False)], ids=["layers", "one tensor"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_gradients_are_compared_as_they_were_whoever_writes_to_them_later(
+    size: int, model: Callable[[], nn.Module], every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopwright.inspecting.small._SMALL", size)
+    torch.manual_seed(0)
+    net = model()
+    name = next(iter(dict(net.named_parameters())))
+    by_hand, inspector = ByHand(name), GradientInspector(Every(steps=every))
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        loss: Tensor = model(batch[0]).square().mean()
+        return loss
+
+    trainer = small_trainer(by_hand, inspector, model=net, optimizer=lambda p: Writing(p, lr=0.01), step=step)
+    trainer.fit(list(vectors()), steps=30)
+    assert inspector._record.count > 7
+    for one in inspector._record.inspections:
+        if one.then[0]:
+            cosine = one.dot[0] / math.sqrt(one.now[0] * one.then[0])
+            assert cosine == pytest.approx(by_hand.rows[one.step - 1]["cos"], abs=1e-3)
+
+
+def widened(state: State) -> None:
+    for parameter, shape in zip(state.model.parameters(), [(6, 3), (6,), (1, 6), (1,)], strict=True):
+        parameter.grad, parameter.data = None, torch.ones(shape)
+
+
+def doubled(state: State) -> None:
+    state.model.double()
+
+
+@pytest.mark.parametrize("size", [0, 2**14], ids=["kernel by kernel", "as one vector"])
+@pytest.mark.parametrize("hook", ["on_batch_start", "on_before_step", "on_step_end"])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("change", [widened, doubled])
+def test_weights_may_take_another_shape_or_format_in_mid_run(
+    change: Callable[[State], None], hook: str, size: int, monkeypatch: pytest.MonkeyPatch, *, first: bool
+) -> None:
+    if change is widened and hook == "on_before_step":
+        hook = "on_backward_end"  # and its gradients are gone: the step changes nothing
+    monkeypatch.setattr("loopwright.inspecting.small._SMALL", size)
+    done: list[int] = []
+
+    def go(state: State, *rest: Any) -> None:
+        if state.progress.step == 4 and not done:
+            done.append(state.progress.step)
+            change(state)
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        loss: Tensor = (model(batch[0].to(next(model.parameters()).dtype)) - 1).square().mean()
+        return loss
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    inspector, changing = each_step(), At(**{hook: go})
+    callbacks = [changing, inspector] if first else [inspector, changing]
+    trainer = small_trainer(*callbacks, model=model, step=step)
+    trainer.fit(some_batches(5), steps=8)
+    assert done
+    newest = inspector._record.inspections[-1]
+    assert newest.step == 8
+    weights = [float(p.detach().norm()) for p in model.parameters()]
+    assert newest.weight == pytest.approx(weights, rel=0.2)
+    assert [p.size for p in inspector._record.parameters] == [p.numel() for p in model.parameters()]
+
+
 def test_a_layer_that_comes_in_between_does_not_shift_the_names() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 1))
     inspector, by_hand = each_step(), ByHand("2.weight")

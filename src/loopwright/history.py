@@ -25,6 +25,11 @@ class History:
         self._mark = 0  # the mark of the newest value that a finished epoch's row holds
         self._finished = 0  # epochs
 
+    def __getstate__(self) -> dict[str, object]:
+        """What is copied or pickled, with every row filled in."""
+        self._metrics.catch_up()
+        return self.__dict__
+
     def finish_epoch(self, state: State) -> None:
         """Add the row of the epoch that has ended."""
         self._add(state, {}, finished=True)

@@ -139,7 +139,7 @@ class Metrics(Mapping[str, float]):
         """Store the newest values of names that are known to be good, which are worked out when somebody reads."""
         if self._held:
             self._let_go()
-        self._put_off(lambda: self._store(work_out()))
+        self._put_off(lambda: self._store(work_out()))  # never copied: see __getstate__
 
     def afterwards(self, act: Callable[[], None]) -> None:
         """Do something that reads what was logged so far, and nothing newer: at once, unless some of it is put off."""
@@ -171,8 +171,19 @@ class Metrics(Mapping[str, float]):
         if self._held:
             self._let_go()
         later, self._later = self._later, []
-        for act in later:
-            act()
+        done = 0
+        try:
+            for act in later:
+                act()
+                done += 1
+        except BaseException as error:  # what comes after it is not lost; nor is it, where somebody has broken it off
+            self._later = later[done + isinstance(error, Exception) :] + self._later
+            raise
+
+    def __getstate__(self) -> tuple[None, dict[str, object]]:
+        """What is copied or pickled: nothing is put off there, as it would be done by, and to, what was copied."""
+        self.catch_up()
+        return None, {name: getattr(self, name) for name in self.__slots__}
 
     @property
     def mark(self) -> int:

@@ -275,7 +275,9 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         obeyed = self._saving.obeyed  # a signal ended the last fit between two batches, with all as it should be
         saving = self._saving = self._savers()
         saving.check(resume)
-        if not restores and (reason := plan.reached(state.progress)) is not None:
+        # Where a fit was broken off within an epoch, what is due at its target is still to come.
+        over = self._run.ended or not (self._run.unfinished or state.progress.batch)
+        if not restores and over and (reason := plan.reached(state.progress)) is not None:
             self._say_nothing_to_train(reason)
             return self._as_it_ended(reason)
         if preflight and state.progress.fresh and not saving.goes_on(resume):
@@ -291,7 +293,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
                     return self._as_it_ended(reason)
             self._run.ended = False
             with Hooks(settings.callbacks, state) as hooks, torch.enable_grad(), self._culprit.searching():
-                self._start(hooks, val)
+                self._start(hooks, train, val)
                 while (reason := state.stop_reason or plan.reached(state.progress)) is None:
                     self._train_epoch(hooks, train, val)
                 self._end(hooks)
@@ -320,7 +322,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             raise
         return restored
 
-    def _start(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
+    def _start(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """The first hook, and what was due when the run was left."""
         self._output_wanted = hooks.want_output("on_backward_end", "on_batch_end")
         for callback, saved in self._run.regained:
@@ -331,7 +333,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             for about, words in unvalidated(self._followers, self.state, skips=self._may_skip).items():
                 self._warn_once(about, words)
         self._saving.rehearse()
-        self._catch_up(hooks, val)
+        self._catch_up(hooks, train, val)
 
     def _say_nothing_to_train(self, reason: str) -> None:
         logger.warning(
@@ -347,7 +349,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         self._restore_best()
         return self._result(reason)
 
-    def _catch_up(self, hooks: Hooks, val: Iterable[Batch] | None) -> None:
+    def _catch_up(self, hooks: Hooks, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         """What was due when the run was left."""
         state, run = self.state, self._run
         if val is not None and run.validation_due:
@@ -358,6 +360,10 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         run.validation_due = False
         over = state.stop_reason is not None or state.plan.reached(state.progress) is not None
         if over and run.window is None and state.progress.batch == state.plan.batches and not run.epoch_over:
+            if not isinstance(train, Iterator):
+                for _ in self._saving.until_asked(run.data.batches(train, state.progress.epoch, state.progress.batch)):
+                    break  # there is none: a sampler may draw once more at its end
+                self._saving.heed()
             self._log_means()  # it was the epoch's last batch, after which the run was left
             self._close_data()
             if run.validation_due:
@@ -372,6 +378,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         before, steps = (progress.step, progress.skipped), math.inf if plan.steps is None else plan.steps
         signals, epoch = saving.signals, progress.epoch
         saves, owed = saving.active, False  # owed: the save of the last step, which waits for the epoch's validation
+        last = False
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
             return
@@ -380,6 +387,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         self._guard.begin(state)
         self._replay.begin(wanted=self._eager and self._settings.on_nonfinite == "raise")
         for batch in self._saving.until_asked(self._run.data.batches(train, progress.epoch, progress.batch)):
+            if last:
+                break
             step = progress.step
             try:
                 self._train_batch(hooks, batch)
@@ -401,7 +410,9 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
                 if progress.batch != plan.batches:
                     self._run.data.leave(progress.batch)
                     return
-                break  # it was the last batch, so the epoch gets its end as well
+                if isinstance(train, Iterator):
+                    break  # it was the last batch, so the epoch gets its end as well
+                last = True  # and the data, too, comes to its end, at which a sampler may draw once more
         self._saving.heed()
         if progress.batch == 0:
             raise no_batches("the training data", train)

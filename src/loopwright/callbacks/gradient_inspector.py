@@ -121,9 +121,8 @@ class GradientInspector(Callback[Any]):
 
     def _catch_up(self) -> None:
         """Work out the inspections that are waiting, one after the other."""
-        waiting, self._waiting = self._waiting, []
-        for taken, values in waiting:
-            self._work_out(taken, values)
+        while self._waiting:  # one by one: an error in one of them leaves the others
+            self._work_out(*self._waiting.pop(0))
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -209,9 +208,14 @@ class GradientInspector(Callback[Any]):
         if step < self._before:
             probe.remember()
             return
-        self._put_off(probe.after(self._next, state.plan.clip_norm, made=False))  # of an attempt that was skipped
+        skipped = probe.after(self._next, state.plan.clip_norm, made=False)
+        if skipped is not None:  # an attempt
+            self._put_off(skipped)
+            probe.forget()
         probe.activations.close()
         probe.before(clipped=state.plan.clip_norm is not None)
+        if self._due_after(self._next) == self._next + 1:  # here, for clipping and the optimizer may write to them
+            probe.remember()
 
     def on_step_end(self, state: State) -> None:
         """Take what the step has changed, and log all of it."""
@@ -225,8 +229,6 @@ class GradientInspector(Callback[Any]):
             state.metrics.record_later(partial(self._worked_out, values))
             if self.histograms is not None:
                 self._draw(state)
-        if self._before == state.progress.step:
-            probe.remember()
 
     def _look(self, state: State) -> Probe:
         if self._probe is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
@@ -68,8 +69,9 @@ class Listing:
                 self.parameters.append(parameter)
                 self.tensors.append(tensor)
         self._turns = turns
-        self._count, self._held = len(seen), _held(optimizer)
+        self._there, self._held = seen, _held(optimizer)
         self._trainable = [p.trainable for p in self.parameters]
+        self._forms = _forms(self.tensors)
         self.steered: list[int] = [i for i, p in enumerate(self.parameters) if p.group >= 0 and p.trainable]
         self.units: list[int] = [i for i, p in enumerate(self.parameters) if p.units]
         self.trained: list[int] = [i for i, p in enumerate(self.parameters) if p.trainable]
@@ -78,13 +80,19 @@ class Listing:
         )
 
     def holds_for(self, optimizer: Optimizer) -> bool:
-        """Whether nothing was frozen or thawed since, and the optimizer holds what it held."""
+        """Whether nothing was frozen, thawed or given another form since, and the optimizer holds what it held."""
         # By identity: as many others may have taken their place.
-        return _held(optimizer) == self._held and [t.requires_grad for t in self.tensors] == self._trainable
+        if _held(optimizer) != self._held or not self.has_its_forms():
+            return False
+        return [t.requires_grad for t in self.tensors] == self._trainable
 
-    def counts(self, model: nn.Module) -> bool:
-        """Whether the model has as many parameters as it had."""
-        return sum(1 for _ in model.parameters()) == self._count
+    def has_its_forms(self) -> bool:
+        """Whether each tensor has the shape and format that it had, and is where it was."""
+        return _forms(self.tensors) == self._forms
+
+    def is_all_of(self, model: nn.Module) -> bool:
+        """Whether the model has the very parameters that it had."""
+        return {id(p) for p in model.parameters()} == self._there
 
     def is_output(self, name: str) -> bool:
         """Whether no layer is called after this activation: the model's output may well be sure of itself."""
@@ -94,6 +102,10 @@ class Listing:
 
 def _held(optimizer: Optimizer) -> list[int]:
     return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _forms(tensors: list[Tensor]) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+    return [(t.shape, t.dtype, t.device) for t in tensors]
 
 
 def _untrained(module: nn.Module) -> bool:

@@ -55,15 +55,17 @@ class Probe:
         return self._listing
 
     def _has_changed(self, listing: Listing) -> bool:
-        """Whether something was added, frozen or thawed; of the model's own size every few times only."""
+        """Whether something was added, frozen, thawed or reshaped; of the model's own list every few times only."""
         self._looks += 1
         if self.activations.has_turns or not listing.holds_for(self._optimizer):
             return True
-        return self._looks % 4 == 2 and not listing.counts(self._model)
+        return self._looks % 4 == 2 and not listing.is_all_of(self._model)
 
     def remember(self) -> None:
         """Keep a sample of the present gradients, for the step after this one."""
-        listing = self._listing or self._list()
+        listing = self._listing
+        if listing is None or not listing.holds_for(self._optimizer):
+            listing = self._list()
         self._earlier = {}
         if listing.small is not None and listing.small.remember():
             return
@@ -72,6 +74,12 @@ class Probe:
         ]
         copies = torch._foreach_mul([s for _, s in found], 1.0) if found else ()
         self._earlier = dict(zip([name for name, _ in found], copies, strict=True))
+
+    def forget(self) -> None:
+        """Let go of what ``remember`` has kept."""
+        self._earlier = {}
+        if self._listing is not None and self._listing.small is not None:
+            self._listing.small.forget()
 
     def earlier(self) -> dict[str, Tensor]:
         """What ``remember`` has kept, by parameter."""
@@ -142,10 +150,15 @@ class Probe:
             made: Whether the step was made at all.
 
         Returns:
-            What the inspection has taken, or None where ``before`` has seen nothing.
+            What the inspection has taken, or None where ``before`` has seen nothing, or something else.
         """
         listing = self._listing
         if listing is None or not (self._pending or (listing.small is not None and listing.small.pending)):
+            return None
+        if not listing.has_its_forms():  # somebody has put others in their place within the step
+            self._pending, self._weights = [], []
+            if listing.small is not None:
+                listing.small.drop()
             return None
         taken = self.activations.take_shares()
         shares: Sequence[tuple[str, float | Tensor]] = taken

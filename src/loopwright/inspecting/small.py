@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import TypeAlias
@@ -46,17 +45,28 @@ class Small:
             self._belongs = each.repeat_interleave(torch.tensor(sizes), 0)
         self._weights: list[Tensor] = []
         self._places: list[int] = []
-        self._held: list[Tensor] | None = None  # the gradients of the step before
+        self._shapes = [tensor.shape for tensor in tensors]
+        self._held: Tensor | None = None  # the gradients of a step that the next one's are compared with
+        self._earlier: Tensor | None = None  # those that go with what before has taken
         self._before: Tensor | None = None
 
     def remember(self) -> bool:
-        """Keep the present gradients, which belong to nobody else once they are cleared; False where there is none."""
-        self._held = self._gradients()
-        return self._held is not None
+        """Keep a copy of the present gradients; False where there is none."""
+        # A copy, since clipping, the optimizer and whoever clears gradients may write to them.
+        gradients = self._gradients()
+        self._held = None if gradients is None else _copied(gradients)
+        return gradients is not None
+
+    def forget(self) -> None:
+        """Let go of what ``remember`` has kept."""
+        self._held = None
 
     def earlier(self) -> dict[str, Tensor]:
         """Copies of the gradients that are kept."""
-        return {name: t.clone() for name, t in zip(self._names, self._held or (), strict=False)}
+        if self._held is None:
+            return {}
+        parts = zip(self._names, self._shapes, self._bounds, strict=True)
+        return {name: self._held[start:end].reshape(shape).clone() for name, shape, (start, end) in parts}
 
     def _gradients(self) -> list[Tensor] | None:
         found = []
@@ -85,11 +95,10 @@ class Small:
             self._held = None
             return False
         if held is None and earlier.keys() == set(self._names):
-            held = [earlier[name].to(g) for name, g in zip(self._names, gradients, strict=True)]
-            if any(a.shape != b.shape for a, b in zip(gradients, held, strict=True)):
-                held = None
-        # Where gradients are cleared by filling them with zeros, those of the step before are gone.
-        self._held = None if held is None or any(map(operator.is_, gradients, held)) else held
+            brought = [earlier[name].to(g) for name, g in zip(self._names, gradients, strict=True)]
+            if all(a.shape == b.shape for a, b in zip(gradients, brought, strict=True)):
+                held = _copied(brought)
+        self._earlier, self._held = held, None
         self._before = _flatten([*gradients, *self._current()])
         return True
 
@@ -104,8 +113,13 @@ class Small:
         values = _flatten([self._before, *self._current()])
         if values.requires_grad:  # of a backward with create_graph=True
             values = values.detach()
-        earlier, self._before, self._held = self._held, None, None
+        earlier = self._earlier
+        self.drop()
         return Rows(values, earlier, self._bounds, self._belongs)
+
+    def drop(self) -> None:
+        """Let go of what ``before`` has taken."""
+        self._before = self._earlier = None
 
 
 class Rows:
@@ -113,7 +127,7 @@ class Rows:
 
     Args:
         values: The first three, one after the other.
-        earlier: The gradients of the step before, which nobody else holds, or None.
+        earlier: The gradients of the step before, or None.
         bounds: Where each parameter begins and ends in each of the four.
         belongs: For each parameter, ones at the elements that are its own; None where they are few.
     """
@@ -121,7 +135,7 @@ class Rows:
     def __init__(
         self,
         values: Tensor,
-        earlier: list[Tensor] | None,
+        earlier: Tensor | None,
         bounds: Sequence[tuple[int, int]],
         belongs: Tensor | None,
     ) -> None:
@@ -135,7 +149,7 @@ class Rows:
     def columns(self) -> _Columns:
         """The columns of an inspection."""
         size = self._bounds[-1][1]
-        earlier = self._values[:size] if self._earlier is None else _flatten(self._earlier).detach()
+        earlier = self._values[:size] if self._earlier is None else self._earlier
         columns = (
             self._by_floats(self._values.tolist(), earlier.tolist(), size)
             if self._belongs is None
@@ -194,6 +208,12 @@ class Rows:
             "now": grad,
             "then": then,
         }
+
+
+def _copied(tensors: list[Tensor]) -> Tensor:
+    """All of them as one vector, without their history."""
+    vector = _flatten(tensors).detach()
+    return vector if tensors[1:] else vector.clone()  # of a single one it would be a view
 
 
 def small_of(parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> Small | None:
