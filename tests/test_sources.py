@@ -338,7 +338,13 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
         lambda: nn.Sequential(nn.Linear(3, 4), Zero(), nn.LayerNorm(4, eps=0), nn.Linear(4, 1)),
         None,
         "layer_norm",
-        "the spread",
+        "the root of a variance",
+    ),
+    "layer norm of large numbers": (
+        lambda: nn.Sequential(nn.Linear(3, 4), Large(), nn.LayerNorm(4), nn.Linear(4, 1)),
+        None,
+        "layer_norm",
+        "it squares what went in",
     ),
     "weight norm": (lambda: zero_rows(), None, "_weight_norm", "a row of zeros"),
     "ctc": (lambda: nn.Linear(3, 5), ctc, "ctc_loss", "longer than its input"),
@@ -351,6 +357,11 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
         "a derivative that it computes",
     ),
 }
+
+
+class Large(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * 1e25
 
 
 class Zero(nn.Module):

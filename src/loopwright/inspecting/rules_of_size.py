@@ -119,8 +119,18 @@ def vanishing(evidence: Evidence) -> Iterator[Finding]:
 
 def dead(evidence: Evidence) -> Iterator[Finding]:
     """Units that put out zero, or pass no gradient, whatever the batch."""
-    last = evidence.inspections[-1] if evidence.inspections else None
-    if last is None or not any(n.grad > 0 for la in evidence.layers for n in la.recent[-1:]):
+    if not any(n.grad > 0 for la in evidence.layers for n in la.recent[-1:]):
+        # Later on it may be a loss of 0, which is reached; from the first inspection on nothing was learned.
+        if len(evidence.inspections) >= 3 and evidence.flat_since == evidence.inspections[0].step:
+            yield finding_of(
+                "dead units",
+                [MODEL],
+                f"every gradient was exactly zero in each of {len(evidence.inspections)} inspections",
+                "the loss does not change with any weight: a last ReLU or clamp cuts every output off, what follows is "
+                "multiplied by zero, or the loss was 0 from the start",
+                "look at the end of the model and at the loss: no ReLU after the last layer, or a usual initialisation",
+                share=1.0,
+            )
         return
     found = [la for la in evidence.layers if la.dead >= DEAD and len(la.numbers) >= 3]
     silent = [
