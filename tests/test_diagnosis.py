@@ -144,4 +144,4 @@ def test_of_gradients_that_come_to_be_all_zero_the_line_says_since_when() -> Non
     bias = nn.init.constant_(model[0].get_parameter("bias"), 2.0)
     inspector = inspected(model, torch.optim.SGD([bias], lr=2.0))  # its first step turns the unit off
     assert inspector.findings == ()
-    assert inspector.report().endswith("; every gradient is exactly zero from step 2 on, as where a loss reaches 0")
+    assert inspector.report().endswith("; every gradient is exactly zero from step 3 on, as where a loss reaches 0")
