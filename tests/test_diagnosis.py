@@ -16,7 +16,7 @@ import synthetic_regression
 import training_loop
 import workflow
 from faults_corpus import FAULTS, HEALTHY, SEEDS, Case, inspect
-from loopwright import Trainer
+from loopwright import Every, Trainer
 from loopwright.callbacks import GradientInspector
 from loopwright.inspecting.rules import RULES
 
@@ -90,8 +90,10 @@ def test_every_rule_names_its_source_and_explanations_that_exist() -> None:
         assert set(rule.unless) <= names - {rule.name}
 
 
-def inspected(model: nn.Module, optimizer: torch.optim.Optimizer, *, steps: int = 12) -> GradientInspector:
-    inspector = GradientInspector()
+def inspected(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, steps: int = 12, every: int = 50
+) -> GradientInspector:
+    inspector = GradientInspector(every=Every(steps=every))
     batch = torch.randn(16, 8), torch.rand(16, 1)
     Trainer(model, optimizer, nn.MSELoss(), callbacks=[inspector], device="cpu").fit([batch], steps=steps)
     return inspector
@@ -145,3 +147,25 @@ def test_of_gradients_that_come_to_be_all_zero_the_line_says_since_when() -> Non
     inspector = inspected(model, torch.optim.SGD([bias], lr=2.0))  # its first step turns the unit off
     assert inspector.findings == ()
     assert inspector.report().endswith("; every gradient is exactly zero from step 3 on, as where a loss reaches 0")
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.gate = nn.Linear(8, 1), nn.Linear(8, 8), nn.Parameter(torch.zeros(8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.head(inputs + self.gate * self.body(inputs).relu())
+        return out
+
+
+@pytest.mark.parametrize("steps", [10, 11, 12])
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
+def test_weights_that_begin_at_zero_are_not_said_to_get_updates_too_large(optimizer: str, steps: int) -> None:
+    torch.manual_seed(0)
+    model = Gated()
+    made: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    if optimizer == "SGD":
+        made = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    inspector = inspected(model, made, steps=steps, every=1)
+    assert inspector.findings == (), inspector.report()

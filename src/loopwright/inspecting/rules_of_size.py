@@ -57,7 +57,7 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
     ratios = {
         la.name: statistics.median([n.ratio for n in la.recent if not math.isnan(n.ratio)] or [0.0])
         for la in evidence.layers
-        if la.held and evidence.persists(n.ratio > LARGE for n in la.recent)
+        if la.held and evidence.persists(_larger_than_usual(evidence, la))
     }
     # Later the weights have grown so that the ratio looks usual. A layer alone may begin near zero on purpose.
     mixing = [la for la in evidence.layers if la.held and la.matrix and la.size >= 16]
@@ -75,6 +75,20 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
             "a learning rate ten times smaller, targets of unit scale, or clip_norm=1.0",
             ratio=ratios[names[0]],
         )
+
+
+def _larger_than_usual(evidence: Evidence, layer: Layer) -> Iterator[bool]:
+    """Whether its update was too large in each of the recent inspections.
+
+    Weights that begin at 0, as the last scale of a residual block, gates and tokens do, are the sum of their updates.
+    After t steps alike the next one is 1/t of them, and up to 2/t while a momentum builds up, whatever its size.
+    """
+    made = [t for t, n in enumerate(layer.numbers) if n.update >= 0]
+    start = evidence.inspections[made[0]].step if made else 0
+    at_first = layer.numbers[made[0]].weight if made else 0.0
+    for one, n in zip(evidence.recent, layer.recent, strict=True):
+        from_zero = one.step > start and n.weight > 2 * at_first
+        yield n.ratio > (max(LARGE, 2 / (one.step - start)) if from_zero else LARGE)
 
 
 def saturated(evidence: Evidence) -> Iterator[Finding]:
