@@ -555,3 +555,16 @@ def test_of_what_was_not_seen_no_reason_is_guessed() -> None:
     error = caught(Threaded())
     assert (error.cause, error.module, error.operation) == ("forward", "", None)
     assert "could not be seen" in error.why
+
+
+@pytest.mark.parametrize("decomposition", [torch.linalg.eigh, torch.linalg.svd])
+def test_a_decomposition_with_equal_values_is_told_of_what_its_derivative_divides_by(decomposition: Any) -> None:
+    def step(model: nn.Module, batch: Data) -> Tensor:
+        outputs = model(batch[0])
+        matrix = outputs.T @ outputs * 0 + torch.eye(3)
+        return decomposition(matrix)[-1].abs().sum() + outputs.mean()
+
+    error = caught(nn.Linear(3, 3), step=step, clip_norm=1.0)
+    assert error.cause == "backward"
+    assert error.operation in ("linalg_eigh", "linalg_svd")
+    assert "differences of eigenvalues or singular values" in error.why

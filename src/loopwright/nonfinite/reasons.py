@@ -75,6 +75,7 @@ _NORMS = frozenset(
 )
 _NORMALISATIONS = frozenset(["layer_norm", "batch_norm", "instance_norm", "group_norm", "rms_norm"])
 _BY_NORM = frozenset(["_weight_norm", "weight_norm", "normalize", "cosine_similarity", "cosine_embedding_loss"])
+_DECOMPOSITIONS = frozenset(["linalg_eigh", "linalg_eig", "linalg_svd", "svd", "svd_lowrank", "pca_lowrank"])
 _DERIVATIVES = frozenset(["grad", "backward", "vjp", "jacrev", "jacfwd", "jacobian", "hessian"])
 _SQUARED = 1e-2  # of the root of the largest number: the squares of so many are added up
 _MARGIN = "smaller learning rate, inputs and targets scaled to about 1, or a normalisation layer before it"
@@ -220,6 +221,12 @@ def backward_reason(operation: str, maker: str = "operation") -> tuple[str, str]
         return (
             "its derivative divides by something that is 0, or close to it",
             "clamp its argument before it; torch.where after it does not help, since 0 times infinity is NaN",
+        )
+    if operation in _DECOMPOSITIONS:
+        return (
+            "its derivative divides by differences of eigenvalues or singular values, and so by 0 where two are equal",
+            "eigvalsh or svdvals where the values alone are needed; else a small diagonal of unlike numbers added to "
+            "the matrix",
         )
     if operation in _DOMAINS:
         return "its derivative at the end of its range is infinite", "clamp its argument: x.clamp(-1 + 1e-6, 1 - 1e-6)"
