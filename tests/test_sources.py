@@ -562,7 +562,9 @@ def test_a_decomposition_with_equal_values_is_told_of_what_its_derivative_divide
     def step(model: nn.Module, batch: Data) -> Tensor:
         outputs = model(batch[0])
         matrix = outputs.T @ outputs * 0 + torch.eye(3)
-        return decomposition(matrix)[-1].abs().sum() + outputs.mean()
+        last: Tensor = decomposition(matrix)[-1]
+        value: Tensor = last.abs().sum() + outputs.mean()
+        return value
 
     error = caught(nn.Linear(3, 3), step=step, clip_norm=1.0)
     assert error.cause == "backward"
