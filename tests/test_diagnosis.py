@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fundamentals
 import linear_regression
@@ -14,6 +16,7 @@ import synthetic_regression
 import training_loop
 import workflow
 from faults_corpus import FAULTS, HEALTHY, SEEDS, Case, inspect
+from loopwright import Every, Trainer
 from loopwright.callbacks import GradientInspector
 from loopwright.inspecting.rules import RULES
 
@@ -85,3 +88,84 @@ def test_every_rule_names_its_source_and_explanations_that_exist() -> None:
     for rule in RULES:
         assert rule.source
         assert set(rule.unless) <= names - {rule.name}
+
+
+def inspected(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, steps: int = 12, every: int = 50
+) -> GradientInspector:
+    inspector = GradientInspector(every=Every(steps=every))
+    batch = torch.randn(16, 8), torch.rand(16, 1)
+    Trainer(model, optimizer, nn.MSELoss(), callbacks=[inspector], device="cpu").fit([batch], steps=steps)
+    return inspector
+
+
+def test_a_gradient_too_small_for_the_first_weights_to_change_is_said_to_vanish_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Linear(8, 16), nn.Sigmoid()]
+    for _ in range(8):
+        layers += [nn.Linear(16, 16), nn.Sigmoid()]
+    model = nn.Sequential(*layers, nn.Linear(16, 1))
+    inspector = inspected(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    assert [finding.rule for finding in inspector.findings] == ["vanishing"]
+
+
+class Adapted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(2, 8))
+        self.up = nn.Parameter(torch.zeros(1, 2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.down.T @ self.up.T
+
+
+def test_the_gradient_of_what_no_optimizer_holds_does_not_make_the_rest_of_its_layer_one_that_should_move() -> None:
+    model = Adapted()
+    inspector = inspected(model, torch.optim.Adam([model.down]))
+    assert [finding.rule for finding in inspector.findings] == ["not in the optimizer"]
+
+
+def test_a_part_of_a_layer_whose_group_has_a_rate_of_zero_is_not_moving() -> None:
+    model = nn.Linear(8, 1)
+    groups: list[dict[str, Any]] = [{"params": [model.weight], "lr": 0.0}, {"params": [model.bias]}]
+    (finding,) = inspected(model, torch.optim.Adam(groups, lr=1e-2)).findings
+    assert (finding.rule, finding.evidence["rate"]) == ("not moving", 0.0)
+
+
+def test_gradients_that_are_all_zero_from_the_start_are_no_healthy_run() -> None:
+    model = nn.Sequential(nn.Linear(8, 1), nn.ReLU())
+    nn.init.constant_(model[0].get_parameter("bias"), -30.0)
+    (finding,) = inspected(model, torch.optim.SGD(model.parameters(), lr=0.1)).findings
+    assert (finding.rule, finding.layer) == ("dead units", "the model")
+    assert "every gradient was exactly zero in each of 6 inspections" in finding.seen
+
+
+def test_of_gradients_that_come_to_be_all_zero_the_line_says_since_when() -> None:
+    model = nn.Sequential(nn.Linear(8, 1), nn.ReLU())
+    nn.init.constant_(model[0].get_parameter("weight").requires_grad_(False), 0.0)
+    bias = nn.init.constant_(model[0].get_parameter("bias"), 2.0)
+    inspector = inspected(model, torch.optim.SGD([bias], lr=2.0))  # its first step turns the unit off
+    assert inspector.findings == ()
+    assert inspector.report().endswith("; every gradient is exactly zero from step 3 on, as where a loss reaches 0")
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.gate = nn.Linear(8, 1), nn.Linear(8, 8), nn.Parameter(torch.zeros(8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.head(inputs + self.gate * self.body(inputs).relu())
+        return out
+
+
+@pytest.mark.parametrize("steps", [10, 11, 12])
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
+def test_weights_that_begin_at_zero_are_not_said_to_get_updates_too_large(optimizer: str, steps: int) -> None:
+    torch.manual_seed(0)
+    model = Gated()
+    made: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    if optimizer == "SGD":
+        made = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    inspector = inspected(model, made, steps=steps, every=1)
+    assert inspector.findings == (), inspector.report()

@@ -338,7 +338,13 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
         lambda: nn.Sequential(nn.Linear(3, 4), Zero(), nn.LayerNorm(4, eps=0), nn.Linear(4, 1)),
         None,
         "layer_norm",
-        "the spread",
+        "the root of a variance",
+    ),
+    "layer norm of large numbers": (
+        lambda: nn.Sequential(nn.Linear(3, 4), Large(), nn.LayerNorm(4), nn.Linear(4, 1)),
+        None,
+        "layer_norm",
+        "it squares what went in",
     ),
     "weight norm": (lambda: zero_rows(), None, "_weight_norm", "a row of zeros"),
     "ctc": (lambda: nn.Linear(3, 5), ctc, "ctc_loss", "longer than its input"),
@@ -351,6 +357,11 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
         "a derivative that it computes",
     ),
 }
+
+
+class Large(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * 1e25
 
 
 class Zero(nn.Module):
@@ -544,3 +555,18 @@ def test_of_what_was_not_seen_no_reason_is_guessed() -> None:
     error = caught(Threaded())
     assert (error.cause, error.module, error.operation) == ("forward", "", None)
     assert "could not be seen" in error.why
+
+
+@pytest.mark.parametrize("decomposition", [torch.linalg.eigh, torch.linalg.svd])
+def test_a_decomposition_with_equal_values_is_told_of_what_its_derivative_divides_by(decomposition: Any) -> None:
+    def step(model: nn.Module, batch: Data) -> Tensor:
+        outputs = model(batch[0])
+        matrix = outputs.T @ outputs * 0 + torch.eye(3)
+        last: Tensor = decomposition(matrix)[-1]
+        value: Tensor = last.abs().sum() + outputs.mean()
+        return value
+
+    error = caught(nn.Linear(3, 3), step=step, clip_norm=1.0)
+    assert error.cause == "backward"
+    assert error.operation in ("linalg_eigh", "linalg_svd")
+    assert "differences of eigenvalues or singular values" in error.why

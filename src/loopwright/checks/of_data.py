@@ -89,7 +89,7 @@ def inputs(seen: Seen) -> Check:
     fed = {layer: torch.cat(rows).double() for layer, rows in first.record.layers.items() if _alike(rows)}
     fed = {layer: values for layer, values in fed.items() if values.numel()}
     if not fed:
-        why = why_unseen(seen) or "no linear, convolutional or recurrent layer is fed by the data"
+        why = why_unseen(seen) or "no linear, convolutional or recurrent layer that is trained is fed by the data"
         return Check(name, "not applicable", why)
     for layer, values in fed.items():
         if (wrong := _not_normal(values, shuffled=is_shuffled(seen.train_data))) is not None:

@@ -123,6 +123,17 @@ class Evidence:
         vectors = [i for i in layer.places if not self.parameters[i].matrix]
         return [_signal(one, vectors, self.parameters) for one in self.inspections]
 
+    @property
+    def flat_since(self) -> int | None:
+        """The first step from which on every gradient was exactly zero at each inspection, or None."""
+        since = None
+        for one in reversed(self.inspections):
+            there = [norm for norm in one.grad if norm != MISSING]
+            if not there or any(norm != 0 for norm in there):
+                break
+            since = one.step
+        return since
+
     def persists(self, flags: Iterable[bool]) -> bool:
         """Whether something was so in three of four inspections, and in three at least.
 
@@ -178,12 +189,13 @@ def report_of(evidence: Evidence, findings: Sequence[Finding]) -> str:
     if findings:
         count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
         return "\n".join([f"gradients, {steps}: {count}", *map(str, findings)])
-    judged = len(evidence.inspections) >= 3
+    judged, since = len(evidence.inspections) >= 3, evidence.flat_since
     ratios = [n.ratio for layer in evidence.layers for n in layer.recent if n.ratio > 0]
     between = f"; update ratios {min(ratios):.1g} to {max(ratios):.1g}" if ratios else ""
     word = "healthy" if judged else "nothing wrong, though fewer than three inspections say little"
+    flat = "" if since is None else f"; every gradient is exactly zero from step {since} on, as where a loss reaches 0"
     layers = counted(len(evidence.layers), "layer")
-    return f"gradients, {steps}: {word}, {layers}{between}"
+    return f"gradients, {steps}: {word}, {layers}{between}{flat}"
 
 
 def finding_of(rule: str, layers: Sequence[str], seen: str, cause: str, remedy: str, **evidence: float) -> Finding:

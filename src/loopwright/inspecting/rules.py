@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from loopwright.inspecting.diagnosis import Evidence, Finding
-from loopwright.inspecting.rules_of_setup import frozen, not_in_optimizer, not_moving, unused
+from loopwright.inspecting.rules_of_setup import frozen, not_in_optimizer, rounded_away, stopped, unused
 from loopwright.inspecting.rules_of_size import (
     clipping,
     dead,
@@ -30,7 +30,7 @@ class Rule:
     """A rule, and what it rests on.
 
     Attributes:
-        name: What its findings are called.
+        name: What its findings are called. Two rules may share one, where other findings explain but one of them.
         find: The function.
         source: Where the rule and its limits come from.
         unless: The rules whose findings explain what this one would say.
@@ -47,7 +47,8 @@ RULES: tuple[Rule, ...] = (
     Rule("not in the optimizer", not_in_optimizer, _FACT),
     Rule("frozen", frozen, "half of what the optimizer holds: our choice"),
     Rule("no gradient", unused, _FACT),
-    Rule("not moving", not_moving, _FACT),
+    Rule("not moving", stopped, _FACT),
+    Rule("not moving", rounded_away, _FACT, ("vanishing", "saturated")),
     Rule("exploding", exploding, "Pascanu et al. 2013, arXiv:1211.5063; 2.5 decades: our choice", ("saturated",)),
     Rule("updates too large", too_large, "Karpathy's CS231n notes: about 1e-3; two decades above", ("exploding",)),
     Rule("saturated", saturated, "Glorot and Bengio 2010; a slope under 5 % in half of the outputs: our choice"),
@@ -67,5 +68,6 @@ RULES: tuple[Rule, ...] = (
 
 def diagnose(evidence: Evidence) -> list[Finding]:
     """What the rules find, in their order, but for what other findings explain."""
-    found = {rule.name: list(rule.find(evidence)) for rule in RULES}
-    return [finding for rule in RULES if not any(found[other] for other in rule.unless) for finding in found[rule.name]]
+    found = [(rule, list(rule.find(evidence))) for rule in RULES]
+    names = {rule.name for rule, findings in found if findings}
+    return [finding for rule, findings in found if names.isdisjoint(rule.unless) for finding in findings]

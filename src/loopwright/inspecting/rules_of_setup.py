@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from loopwright.inspecting.diagnosis import Evidence, Finding, finding_of, listed
-from loopwright.inspecting.inspection import MISSING
+from loopwright.inspecting.inspection import MISSING, layer_numbers
 
 HELD_FROZEN = 0.5  # share of the optimizer's elements that are frozen
 
@@ -78,7 +78,7 @@ def unused(evidence: Evidence) -> Iterator[Finding]:
         "it is called, but its output does not reach the loss: detach(), .data, no_grad() or numpy() on the way"
         if last.turn >= 0
         else "the forward pass did not call it there",
-        "take the detach() away"
+        "take the detach() away; where it is meant, as in a target network, requires_grad_(False) on these"
         if last.turn >= 0
         else "call it in forward, or take it out of the model; experts that a router passes by need a balancing loss",
         parameters=len(idle),
@@ -86,31 +86,55 @@ def unused(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
-def not_moving(evidence: Evidence) -> Iterator[Finding]:
-    """A gradient arrives, a step is made, and the weights stay as they are."""
-    found: dict[str, float] = {}
-    for layer in evidence.layers:
-        if not layer.held:
-            continue
-        group = layer.held[0].group
-        rates = [one.rates[group] for one in evidence.recent if group < len(one.rates)]
-        still = [n.grad > 0 and n.update == 0 and n.weight > 0 for n in layer.recent]
-        never = all(n.update <= 0 for n in layer.numbers)  # a run that has converged did move
-        if (never and evidence.persists(still)) or (len(still) >= 3 and all(still[-3:]) and max(rates[-3:]) == 0):
-            found[layer.name] = rates[-1] if rates else math.nan
+def stopped(evidence: Evidence) -> Iterator[Finding]:
+    """A gradient arrives, a step is made at a learning rate of 0, and the weights stay as they are."""
+    found = [name for name, rate in _still(evidence).items() if rate == 0]
+    if found:
+        yield finding_of(
+            "not moving",
+            found,
+            f"{_STILL}; the learning rate is 0",
+            "the learning rate is 0: a schedule has run out, or a parameter group got the wrong one",
+            "look at the schedule's length and the group's lr",
+            rate=0.0,
+            count=len(found),
+        )
+
+
+def rounded_away(evidence: Evidence) -> Iterator[Finding]:
+    """A gradient arrives, a step is made, and its update is too small for the weights to change."""
+    found = {name: rate for name, rate in _still(evidence).items() if rate != 0}
     if found:
         rate = next(iter(found.values()))
-        zero = rate == 0
         yield finding_of(
             "not moving",
             list(found),
-            f"the gradient is not zero, and the weights did not change by a bit; the learning rate is {rate:g}",
-            "the learning rate is 0: a schedule has run out, or a parameter group got the wrong one"
-            if zero
-            else "the update is smaller than the distance between two numbers of the weights' format",
-            "look at the schedule's length and the group's lr"
-            if zero
-            else "a larger learning rate, or weights in float32 with precision='bf16' in place of bfloat16 weights",
+            f"{_STILL}; the learning rate is {rate:g}",
+            "the update is smaller than the distance between two numbers of the weights' format",
+            "a larger learning rate; bfloat16 or float16 weights in float32, with precision='bf16' to compute",
             rate=rate,
             count=len(found),
         )
+
+
+_STILL = "the gradient is not zero, and the weights did not change by a bit"
+
+
+def _still(evidence: Evidence) -> dict[str, float]:
+    """The layers of which what one parameter group holds does not move, and the learning rate there."""
+    found: dict[str, float] = {}
+    for layer in evidence.layers:
+        groups: dict[int, list[int]] = {}  # a parameter that no group holds, or that is frozen, tells nothing here
+        for i in layer.places:
+            if evidence.parameters[i].trainable and evidence.parameters[i].group >= 0:
+                groups.setdefault(evidence.parameters[i].group, []).append(i)
+        for group, places in groups.items():
+            sizes = [evidence.parameters[i].size for i in places]
+            numbers = [layer_numbers(one, places, sizes) for one in evidence.inspections]
+            rates = [one.rates[group] for one in evidence.recent if group < len(one.rates)]
+            still = [n.grad > 0 and n.update == 0 and n.weight > 0 for n in numbers[-len(evidence.recent) :]]
+            never = all(n.update <= 0 for n in numbers)  # a run that has converged did move
+            out = len(still) >= 3 and all(still[-3:]) and max(rates[-3:]) == 0
+            if (never and evidence.persists(still)) or out:
+                found.setdefault(layer.name, rates[-1] if rates else math.nan)
+    return found

@@ -57,7 +57,7 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
     ratios = {
         la.name: statistics.median([n.ratio for n in la.recent if not math.isnan(n.ratio)] or [0.0])
         for la in evidence.layers
-        if la.held and evidence.persists(n.ratio > LARGE for n in la.recent)
+        if la.held and evidence.persists(_larger_than_usual(evidence, la))
     }
     # Later the weights have grown so that the ratio looks usual. A layer alone may begin near zero on purpose.
     mixing = [la for la in evidence.layers if la.held and la.matrix and la.size >= 16]
@@ -75,6 +75,20 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
             "a learning rate ten times smaller, targets of unit scale, or clip_norm=1.0",
             ratio=ratios[names[0]],
         )
+
+
+def _larger_than_usual(evidence: Evidence, layer: Layer) -> Iterator[bool]:
+    """Whether its update was too large in each of the recent inspections.
+
+    Weights that begin at 0, as the last scale of a residual block, gates and tokens do, are the sum of their updates.
+    After t steps alike the next one is 1/t of them, and up to 2/t while a momentum builds up, whatever its size.
+    """
+    made = [t for t, n in enumerate(layer.numbers) if n.update >= 0]
+    start = evidence.inspections[made[0]].step if made else 0
+    at_first = layer.numbers[made[0]].weight if made else 0.0
+    for one, n in zip(evidence.recent, layer.recent, strict=True):
+        from_zero = one.step > start and n.weight > 2 * at_first
+        yield n.ratio > (max(LARGE, 2 / (one.step - start)) if from_zero else LARGE)
 
 
 def saturated(evidence: Evidence) -> Iterator[Finding]:
@@ -119,8 +133,18 @@ def vanishing(evidence: Evidence) -> Iterator[Finding]:
 
 def dead(evidence: Evidence) -> Iterator[Finding]:
     """Units that put out zero, or pass no gradient, whatever the batch."""
-    last = evidence.inspections[-1] if evidence.inspections else None
-    if last is None or not any(n.grad > 0 for la in evidence.layers for n in la.recent[-1:]):
+    if not any(n.grad > 0 for la in evidence.layers for n in la.recent[-1:]):
+        # Later on it may be a loss of 0, which is reached; from the first inspection on nothing was learned.
+        if len(evidence.inspections) >= 3 and evidence.flat_since == evidence.inspections[0].step:
+            yield finding_of(
+                "dead units",
+                [MODEL],
+                f"every gradient was exactly zero in each of {len(evidence.inspections)} inspections",
+                "the loss does not change with any weight: a last ReLU or clamp cuts every output off, what follows is "
+                "multiplied by zero, or the loss was 0 from the start",
+                "look at the end of the model and at the loss: no ReLU after the last layer, or a usual initialisation",
+                share=1.0,
+            )
         return
     found = [la for la in evidence.layers if la.dead >= DEAD and len(la.numbers) >= 3]
     silent = [

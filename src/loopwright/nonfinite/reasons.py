@@ -75,7 +75,9 @@ _NORMS = frozenset(
 )
 _NORMALISATIONS = frozenset(["layer_norm", "batch_norm", "instance_norm", "group_norm", "rms_norm"])
 _BY_NORM = frozenset(["_weight_norm", "weight_norm", "normalize", "cosine_similarity", "cosine_embedding_loss"])
+_DECOMPOSITIONS = frozenset(["linalg_eigh", "linalg_eig", "linalg_svd", "svd", "svd_lowrank", "pca_lowrank"])
 _DERIVATIVES = frozenset(["grad", "backward", "vjp", "jacrev", "jacfwd", "jacobian", "hessian"])
+_SQUARED = 1e-2  # of the root of the largest number: the squares of so many are added up
 _MARGIN = "smaller learning rate, inputs and targets scaled to about 1, or a normalisation layer before it"
 
 
@@ -124,9 +126,15 @@ def forward_reason(facts: Facts) -> tuple[str, str]:
             "add a small number to the divisor, or clamp it: a / b.clamp(min=1e-8)",
         )
     if name in _NORMALISATIONS and facts.nan and not facts.infinite:
+        if (largest := _largest(facts)) > _SQUARED * torch.finfo(facts.dtype).max ** 0.5:
+            return (
+                f"it squares what went in, and {_limit(facts)}; the largest that went in is {largest:.4g}",
+                "a smaller learning rate, or inputs and targets scaled to about 1",
+            )
         return (
-            "it divides by the spread of what went in, which is 0 with an eps too small for it, or cannot be computed",
-            "eps=1e-5 or larger, or a look at what is given to it there",
+            "it divides by the root of a variance, which is 0 with an eps too small for it, or cannot be computed; "
+            "running statistics may hold one below 0",
+            "eps=1e-5 or larger, or a look at what is given to it there and at its running_var, if it has one",
         )
     if name in _BY_NORM and facts.nan and not facts.infinite:
         return (
@@ -167,8 +175,12 @@ def _largest(facts: Facts) -> float:
     return max((abs(x) for x in (facts.low, facts.high) if x is not None), default=0.0)
 
 
+def _limit(facts: Facts) -> str:
+    return f"{facts.dtype}".removeprefix("torch.") + f" holds numbers up to {torch.finfo(facts.dtype).max:.4g}"
+
+
 def _overflow(facts: Facts) -> tuple[str, str]:
-    limit = f"{facts.dtype}".removeprefix("torch.") + f" holds numbers up to {torch.finfo(facts.dtype).max:.4g}"
+    limit = _limit(facts)
     reached = "" if facts.low is None else f"; the largest that went in is {_largest(facts):.4g}"
     if facts.dtype == torch.float16 and (not facts.nan or _largest(facts) > torch.finfo(torch.float16).max):
         return f"{limit}{reached}", 'precision="bf16", whose range is that of fp32, or that part in fp32'
@@ -209,6 +221,12 @@ def backward_reason(operation: str, maker: str = "operation") -> tuple[str, str]
         return (
             "its derivative divides by something that is 0, or close to it",
             "clamp its argument before it; torch.where after it does not help, since 0 times infinity is NaN",
+        )
+    if operation in _DECOMPOSITIONS:
+        return (
+            "its derivative divides by differences of eigenvalues or singular values, and so by 0 where two are equal",
+            "eigvalsh or svdvals where the values alone are needed; else a small diagonal of unlike numbers added to "
+            "the matrix",
         )
     if operation in _DOMAINS:
         return "its derivative at the end of its range is infinite", "clamp its argument: x.clamp(-1 + 1e-6, 1 - 1e-6)"
