@@ -99,7 +99,9 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    ("error", "left"), [(ValueError("no"), {"a", "c", "d"}), (KeyboardInterrupt(), {"a", "b", "c", "d"})], ids=["error", "Ctrl-C"]
+    ("error", "left"),
+    [(ValueError("no"), {"a", "c", "d"}), (KeyboardInterrupt(), {"a", "b", "c", "d"})],
+    ids=["error", "Ctrl-C"],
 )
 def test_an_error_in_what_was_put_off_does_not_lose_what_comes_after_it(error: BaseException, left: set[str]) -> None:
     metrics = Metrics()
