@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from loopwright import Callback, Every, Trainer
 from loopwright.callbacks import Checkpoint, CSVLogger, EarlyStopping, ProgressBar
@@ -51,12 +51,25 @@ def larger_network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))
 
 
-def document_000() -> Problem:
+class Samples(Dataset[tuple[Tensor, Tensor]]):
+    """A dataset of one's own, which is asked for sample by sample."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.features[number], self.labels[number]
+
+
+def document_000(kind: Callable[[Tensor, Tensor], Dataset[Any]] = TensorDataset) -> Problem:
     model = small_network()
     optimizer, criterion = optim.SGD(model.parameters(), lr=0.01), nn.MSELoss()
     features = torch.randn(100, 10)
     labels = features @ torch.randn(10) + 0.1 * torch.randn(100)
-    dataloader = DataLoader(TensorDataset(features, labels), batch_size=10, shuffle=True)
+    dataloader = DataLoader(kind(features, labels), batch_size=10, shuffle=True)
 
     def by_hand(epochs: int) -> None:
         for _ in range(epochs):
@@ -182,6 +195,7 @@ CASES = (
     Case("document 000", document_000, epochs=20, steps=200),
     Case("document 000, 100 steps", document_000, epochs=10, steps=100, checkpoints=True),
     Case("document 000, 1,000 steps", document_000, epochs=100, steps=1_000, checkpoints=True),
+    Case("document 000, own dataset", partial(document_000, Samples), epochs=20, steps=200),
     Case("document 001", document_001, epochs=100, steps=100),
     Case("document 002", document_002, epochs=10, steps=40),
     Case("ready-made batches", partial(ready_made, small_network, 100, (10, 10), clocked=True), epochs=3, steps=300),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from helpers import At, some_batches
 from loopwright import Callback, Schedule, State, Trainer
-from loopwright.unrecorded import step_of, zero_grad_of
+from loopwright.fetching import fetched
+from loopwright.unrecorded import batches_of, step_of, zero_grad_of
 
 
 class Records:
@@ -203,3 +205,75 @@ def test_methods_that_are_put_in_place_of_torchs_in_mid_run_are_called(monkeypat
 
     fit(model, optimizer, At(on_batch_start=put))
     assert called == ["zero_grad", "step"] * 2
+
+
+class Rows(Dataset[Any]):
+    """A dataset of one's own, of which each sample is fetched alone and draws."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return torch.rand(3) + number, torch.rand(1)
+
+
+class Stream(IterableDataset[Any]):
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((torch.rand(3), torch.rand(1)) for _ in range(6))
+
+
+def shuffled() -> DataLoader[Any]:
+    return DataLoader(Rows(), batch_size=3, shuffle=True)
+
+
+def over(data: Iterable[Any]) -> Trainer[nn.Linear, Any]:
+    model, optimizer = line()
+    trainer = Trainer(model, optimizer, nn.MSELoss(), device="cpu")
+    trainer.fit(data, data, epochs=2)
+    trainer.predict(data, forward=lambda model, batch: model(batch[0]))
+    return trainer
+
+
+def test_batches_of_a_dataset_of_ones_own_are_fetched_without_a_record(records: Records) -> None:
+    next(iter(shuffled()))
+    assert len(records.names) == 1  # the counter sees what is made by hand
+    records.names.clear()
+    over(shuffled())
+    assert records.names == []
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        over(shuffled())
+    counts = {event.key: event.count for event in seen.key_averages()}
+    assert counts["enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__"] == 5 * (4 + 1)  # and each pass's end
+
+
+def test_the_batches_are_those_of_the_recorded_calls_with_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for known in (True, False):
+        monkeypatch.setattr("loopwright.unrecorded._NEXT_IS_KNOWN", known)
+        torch.manual_seed(1)
+        trainer = over(shuffled())
+        found.append([*trainer.state.model.parameters(), torch.get_rng_state()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_an_iterator_counts_its_batches_whether_or_not_a_profiler_runs() -> None:
+    iterator: Any = iter(shuffled())
+    batches = batches_of(iterator)
+    assert batches is not iterator
+    next(batches)
+    with profile(activities=[ProfilerActivity.CPU]):
+        next(batches)
+    assert iterator._num_yielded == 2
+    assert len(list(batches)) == 2
+
+
+def test_a_stream_that_is_longer_than_it_says_is_still_warned_of() -> None:
+    iterator = iter(DataLoader(Stream(), batch_size=1))
+    assert batches_of(iterator) is iterator
+    loader = DataLoader(Stream(), batch_size=1)
+    assert len(loader) == 4
+    with pytest.warns(UserWarning, match="6 samples|5 samples"):
+        list(fetched(loader))

@@ -32,6 +32,7 @@ from loopwright.fetching import (
 from loopwright.layout import Layout, layout_of
 from loopwright.planning import length_of, read_once
 from loopwright.randomness import RandomState, generators_of
+from loopwright.unrecorded import batches_of
 
 T = TypeVar("T")
 
@@ -127,7 +128,7 @@ class EpochData:
             self._workers_kept = getattr(loader, "_iterator", None) is not None
             if done:
                 return self._passed_over(iter(loader), done)
-            return fetched_whole(loader) if whole else iter(loader)
+            return fetched_whole(loader) if whole else batches_of(iter(loader))
         now = RandomState.capture(own)
         if isinstance(loader, DataLoader) and loader.persistent_workers and not self._workers_kept:
             loader._iterator = None  # new workers again: the loader draws their seed only when it starts them

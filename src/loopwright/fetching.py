@@ -25,6 +25,7 @@ from torch.utils.data import (
 )
 
 from loopwright.randomness import RandomState, generators_of
+from loopwright.unrecorded import batches_of
 
 T = TypeVar("T")
 Skip = Callable[[Iterator[Any]], Iterator[Any]]
@@ -44,7 +45,7 @@ def fetched(data: Iterable[T]) -> Iterator[T]:
     the same bits in a fraction of the time. The order comes from the loader's own sampler, so nothing else changes:
     neither what is drawn from which generator, nor when.
     """
-    return fetched_whole(data) if why_not_whole(data) is None else iter(data)
+    return fetched_whole(data) if why_not_whole(data) is None else batches_of(iter(data))
 
 
 def fetched_whole(loader: Any) -> Iterator[Any]:

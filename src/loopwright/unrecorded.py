@@ -1,4 +1,4 @@
-"""What torch's optimizers do, without the profiler's record that they make of each call.
+"""What torch's optimizers and data loaders do, without the profiler's record that they make of each call.
 
 The record is made whether or not a profiler runs, and on a small model takes longer than the work itself. It is left
 out only where it is all that is left out: where the method is torch's own, no hook is registered and no profiler runs.
@@ -6,12 +6,15 @@ out only where it is all that is left out: where the method is torch's own, no h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
+from torch.utils.data import _DatasetKind
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _SingleProcessDataLoaderIter
 
 _ZERO_GRAD = Optimizer.zero_grad
 _RECORDED = Optimizer.profile_hook_step(lambda _: None).__code__
@@ -74,3 +77,44 @@ def step_of(optimizer: Optimizer) -> Callable[[], object]:
             plain(optimizer)
 
     return step
+
+
+_NEXT = _BaseDataLoaderIter.__next__
+# What the next batch has to do with, beside the warning about an IterableDataset that is longer than its length.
+_KNOWN_OF_NEXT = {
+    *("torch", "autograd", "profiler", "record_function", "_profile_name", "_sampler_iter", "_reset", "_next_data"),
+    *("_num_yielded", "_dataset_kind", "_DatasetKind", "Iterable", "_IterableDataset_len_called", "_dataset"),
+    *("_num_workers", "warnings", "warn"),
+}
+_NEXT_IS_KNOWN = set(_NEXT.__code__.co_names) <= _KNOWN_OF_NEXT
+
+
+def batches_of(iterator: Iterator[Any]) -> Iterator[Any]:
+    """The batches of an iterator, which may be a ``DataLoader``'s own: sample by sample, in this process.
+
+    Args:
+        iterator: What ``iter(loader)`` gave.
+    """
+    kind = type(iterator)
+    if (
+        kind is _SingleProcessDataLoaderIter
+        and kind.__next__ is _NEXT
+        and _NEXT_IS_KNOWN
+        and iterator._dataset_kind == _DatasetKind.Map  # type: ignore[attr-defined]  # of such an iterator it is
+    ):
+        return _unrecorded(iterator)
+    return iterator
+
+
+def _unrecorded(iterator: Any) -> Iterator[Any]:
+    fetch = iterator._next_data
+    while True:  # as a for loop over the iterator would, which ends at a StopIteration of the dataset's as well
+        try:
+            if torch._C._autograd._profiler_enabled():
+                batch = next(iterator)
+            else:
+                batch = fetch()
+                iterator._num_yielded += 1
+        except StopIteration:
+            return
+        yield batch
