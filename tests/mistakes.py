@@ -117,6 +117,12 @@ MISTAKES = [
         'schedule = Schedule(plateau, each="epoch", monitor="val/loss")\n'
         "Trainer(model, optimizer, nn.MSELoss(), schedule=schedule).fit(batches, epochs=1)",
     ),
+    Mistake(
+        "The schedule is shorter than the run",
+        "rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=2)\n"
+        'schedule = Schedule(rates, each="step")\n'
+        "Trainer(model, optimizer, nn.MSELoss(), schedule=schedule).fit(batches, epochs=2)",
+    ),
     Mistake("There is neither a loss nor a step", "Trainer(model, optimizer)"),
     Mistake(
         "The loss is not a scalar",

@@ -97,6 +97,7 @@ FLOORS = {
         "loopwright.run",
         "loopwright.run_state",
         "loopwright.saver",
+        "loopwright.scheduling",
         "loopwright.settings",
         "loopwright.step",
         "loopwright.window",

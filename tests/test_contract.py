@@ -69,6 +69,17 @@ class _Mischief(Callback[Any]):
         elif self.what == "modes":
             state.model.eval()
 
+    @torch.no_grad()
+    def on_eval_start(self, state: State) -> None:
+        if self.what == "weights in a pass":
+            self.kept = next(state.model.parameters()).clone()
+            next(state.model.parameters()).add_(1)
+
+    @torch.no_grad()
+    def on_eval_end(self, state: State) -> None:
+        if self.what == "weights in a pass":
+            next(state.model.parameters()).copy_(self.kept)
+
     def state_dict(self) -> dict[str, Any]:
         return {"set": {1}} if self.what == "state" else {}
 
@@ -77,6 +88,7 @@ class _Mischief(Callback[Any]):
     ("what", "words"),
     [
         ("weights", "weights"),
+        ("weights in a pass", "by on_eval_start .* weights"),
         ("random state", "torch's random state"),
         ("gradients", "gradients"),
         ("modes", "modes"),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor, nn
 
-from helpers import At, PassError, Samples, line, line_trainer, ragged, raising_after, small_model
+from helpers import At, PassError, Samples, line, line_trainer, ragged, raising_after, small_model, some_batches
 from loopwright import Every, Output, State, Trainer
 
 
@@ -130,6 +130,23 @@ def test_a_frozen_batch_norm_keeps_its_statistics_and_a_free_one_moves_in_traini
     trainer.evaluate(ragged(4))
     trainer.predict(ragged(4))
     assert free.num_batches_tracked == 4
+
+
+def test_a_step_sees_that_the_model_is_training_in_training_alone() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def step(model: nn.Module, batch: Samples) -> Output:
+        seen.append((trainer.state.stage, model.training))
+        predictions = model(batch[0])
+        return Output(F.mse_loss(predictions, batch[1]), predictions=predictions)
+
+    model = small_model()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), step=step, device="cpu")
+    data = some_batches()
+    trainer.fit(data, data, epochs=2)
+    trainer.evaluate(data)
+    trainer.predict(data)
+    assert set(seen) == {("train", True), ("val", False), ("test", False), ("predict", False)}
 
 
 def test_a_model_in_eval_mode_is_put_in_training_mode_once_and_the_log_says_so(

@@ -40,6 +40,7 @@ from loopwright.result import Result
 from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
+from loopwright.scheduling import check_lasts, explain_end
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
 from loopwright.state import Plan, Stage, State, check_name, written_to
 from loopwright.step import (
@@ -245,7 +246,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             The history, the reason for the end, and how far the run has come.
 
         Raises:
-            ConfigError: No target, data that is no loader, or a check of the preflight failed.
+            ConfigError: No target, data that is no loader, a schedule that ends before the fit does, or a check of the
+                preflight failed.
             DataError: The data is empty, or can be read once and is needed again, or a batch's size is not clear.
             CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
@@ -270,6 +272,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             skips=self._may_skip,
         )
         self._check_idle("train")
+        if not restores:
+            self._check_schedule(plan)
         self._fitted = plan
         self._run.history.catch_up(state)
         obeyed = self._saving.obeyed  # a signal ended the last fit between two batches, with all as it should be
@@ -316,6 +320,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             restored = self._saving.begin(resume, train, val)
             if resume is not None:  # else it is done before anything begins
                 check_passes(state.plan, state.progress, train, val, skips=self._may_skip)
+                self._check_schedule(state.plan)
         except BaseException:
             for module, training in modes:
                 module.training = training
@@ -601,10 +606,22 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         if schedule is None or schedule.each != each:
             return
         if self._run.plateau is None:
-            schedule.lr_scheduler.step()
+            try:
+                schedule.lr_scheduler.step()
+            except ValueError as error:
+                explain_end(error, schedule, self.state.plan)
+                raise
         elif (value := self._run.plateau.fresh(self.state)) is not None:
             step: Callable[[float], object] = schedule.lr_scheduler.step  # type: ignore[assignment]  # Schedule saw to it
             step(value)
+
+    def _check_schedule(self, plan: Plan) -> None:
+        """Raise ConfigError where the schedule is certain to end before the fit, and warn where it may."""
+        schedule, in_hand = self._settings.schedule, self._in_hand is not None
+        if schedule is not None:
+            doubt = check_lasts(schedule, plan, self.state.progress, in_hand=in_hand, skips=self._may_skip)
+            if doubt is not None:
+                self._warn_once("schedule", doubt)
 
     def _open_window(self) -> Window:
         """The window that begins here. It will hold fewer batches at the end of an epoch of known length."""
