@@ -133,6 +133,10 @@ MISTAKES = [
         "Trainer(model, optimizer, loss).fit(batches, epochs=1)",
     ),
     Mistake(
+        "The loss is a cross-entropy, and the model has one output",
+        "Trainer(model, optimizer, nn.CrossEntropyLoss()).fit([(x, (y > 0).float())], epochs=1)",
+    ),
+    Mistake(
         "The model is not the one that the optimizer holds",
         "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\nTrainer(nn.Linear(3, 1), optimizer, nn.MSELoss())",
     ),

@@ -113,6 +113,7 @@ FLOORS = {
         "loopwright.modes",
         "loopwright.nonfinite.census",
         "loopwright.nonfinite.reasons",
+        "loopwright.one_class",
         "loopwright.plain",
         "loopwright.precision",
         "loopwright.randomness",

@@ -186,7 +186,7 @@ FOUND: Mapping[str, tuple[Case, type[Exception], str, str]] = {
         "5 outputs at the end of the model, and targets.argmax(1)",
     ),
     "labels of two classes, and one output": (
-        (lambda: nn.Linear(3, 1), CE, X, (Y > 0).long()),
+        (lambda: nn.Linear(3, 1), F.nll_loss, X, (Y > 0).long()),
         IndexError,
         "targets from 0 to 1, for predictions of one class, which is 0",
         "nn.BCEWithLogitsLoss() as the loss",

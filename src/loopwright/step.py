@@ -18,6 +18,7 @@ from typing_extensions import TypeVar
 from loopwright.device import map_tensors
 from loopwright.errors import ConfigError, DataError, ShapeMismatchError
 from loopwright.mismatch_of_losses import of_classes, of_two
+from loopwright.one_class import check_classes, is_softmax
 from loopwright.state import check_name, scalar
 
 Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
@@ -134,8 +135,10 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
     ignore_index = getattr(loss_fn, "ignore_index", None)
     by_index = isinstance(loss_fn, _BY_INDEX) or any(loss_fn is function for function in _BY_INDEX_FUNCTIONS)
     explained = next((look for look, kinds in _EXPLAINED if _is_of(loss_fn, kinds)), None)
+    unseen = is_softmax(loss_fn)  # the first predictions tell how many classes there are
 
     def supervised(model: nn.Module, batch: Any) -> Output:
+        nonlocal unseen
         # What could be taken apart, but is no pair. The first test spares the common kinds the second, which is slow.
         if type(batch) not in _PAIRS and isinstance(batch, (Mapping, Tensor, str)):
             raise _not_a_pair(batch)
@@ -145,6 +148,9 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
             raise _not_a_pair(batch) from None
         predictions = model(inputs)
         if isinstance(predictions, Tensor) and isinstance(targets, Tensor):
+            if unseen:
+                check_classes(predictions, targets)
+                unseen = False
             if predictions.shape != targets.shape:
                 _check_shapes(predictions, targets, by_index=by_index, explained=explained)
             if ignore_index is not None and not targets.is_floating_point():
