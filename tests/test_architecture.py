@@ -83,6 +83,7 @@ FLOORS = {
         "loopwright.inspecting.taken",
         "loopwright.layout",
         "loopwright.logger",
+        "loopwright.metric_calls",
         "loopwright.monitor",
         "loopwright.nonfinite",
         "loopwright.nonfinite.culprit",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -421,31 +420,6 @@ def joined(scores: dict[str, float], more: dict[str, float]) -> dict[str, float]
             fix="another name for one of them",
         )
     return scores | more
-
-
-def update_metric(name: str, metric: Metric, output: Output) -> None:
-    """Give one batch's predictions and targets to a metric.
-
-    Raises:
-        ConfigError: The step returned none, or the metric's own numbers are on another device.
-    """
-    if output.predictions is None or output.targets is None:
-        missing = "predictions" if output.predictions is None else "targets"
-        raise ConfigError(
-            f"the metric {name!r} needs predictions and targets, and the step returned no {missing}",
-            fix="return Output(loss, predictions=..., targets=...)",
-        )
-    try:
-        metric.update(output.predictions, output.targets)
-    except RuntimeError as error:
-        if not re.search(r"\b(same|expected) device\b", str(error)):  # torch's words, of which there are several
-            raise
-        raise ConfigError(
-            f"the metric {name!r} keeps its numbers on another device than the batches: {str(error).splitlines()[0]}",
-            why="the trainer moves a metric that is an nn.Module, as those of torchmetrics are, and no other",
-            fix="keep them as Python numbers, make the metric an nn.Module with buffers, or take the values over in "
-            "update with .to(...)",
-        ) from error
 
 
 def named_scores(name: str, computed: Any) -> dict[str, float]:
