@@ -695,6 +695,15 @@ FAULTS: dict[str, Fault] = {
     "an ignored input": Fault(
         _DEPEND, "same prediction", lambda: over(IgnoresInput(), nn.CrossEntropyLoss(), classes())
     ),
+    "words that do not get through": Fault(
+        _DEPEND,
+        "same prediction",
+        lambda: over(
+            nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Threshold(1e9, 1.0), nn.Linear(8, 2)),
+            nn.CrossEntropyLoss(),
+            TensorDataset(torch.randint(5, (40, 2)), torch.arange(40) % 2),
+        ),
+    ),
     "an input cut off": Fault(
         _DEPEND,
         "same prediction",

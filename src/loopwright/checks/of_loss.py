@@ -30,9 +30,10 @@ def loss_is_finite(seen: Seen) -> Check:
     if bad is None:
         return Check(name, "passed", "losses " + ", ".join(f"{loss:.4g}" for loss in first.losses[:5]))
     evidence = f"the loss of batch {bad + 1} is {first.losses[bad]}"
-    wrong = sum(int((~torch.isfinite(tensor)).sum()) for tensor in first.record.given)
+    given = [tensor for tensor in first.record.given if tensor.is_floating_point()]
+    wrong = sum(int((~torch.isfinite(tensor)).sum()) for tensor in given)
     if wrong:
-        count = sum(tensor.numel() for tensor in first.record.given)
+        count = sum(tensor.numel() for tensor in given)
         return Check(
             name, "failed", evidence, f"{wrong} of {count} input values are not finite", "clean or fill in the data"
         )
