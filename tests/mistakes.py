@@ -92,6 +92,14 @@ MISTAKES = [
         "UnknownMetricError",
     ),
     Mistake(
+        "What metrics= measures is monitored as if the training measured it",
+        'stopping = EarlyStopping("train/mae", mode="min")\n'
+        'metrics = {"mae": MeanAbsoluteError()}\n'
+        "trainer = Trainer(model, optimizer, nn.MSELoss(), metrics=metrics, callbacks=[stopping])\n"
+        "trainer.fit(batches, batches, epochs=1)",
+        "UnknownMetricError",
+    ),
+    Mistake(
         "A metric is read that nothing has logged", 'trainer.state.metrics["train/accuracy"]', "UnknownMetricError"
     ),
     Mistake(
