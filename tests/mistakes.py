@@ -92,6 +92,14 @@ MISTAKES = [
         "UnknownMetricError",
     ),
     Mistake(
+        "What metrics= measures is monitored as if the training measured it",
+        'stopping = EarlyStopping("train/mae", mode="min")\n'
+        'metrics = {"mae": MeanAbsoluteError()}\n'
+        "trainer = Trainer(model, optimizer, nn.MSELoss(), metrics=metrics, callbacks=[stopping])\n"
+        "trainer.fit(batches, batches, epochs=1)",
+        "UnknownMetricError",
+    ),
+    Mistake(
         "A metric is read that nothing has logged", 'trainer.state.metrics["train/accuracy"]', "UnknownMetricError"
     ),
     Mistake(
@@ -137,6 +145,10 @@ MISTAKES = [
         "The loss has no gradient",
         "def loss(predictions, targets):\n    return (predictions - targets).abs().mean().detach()\n\n\n"
         "Trainer(model, optimizer, loss).fit(batches, epochs=1)",
+    ),
+    Mistake(
+        "The loss is a cross-entropy, and the model has one output",
+        "Trainer(model, optimizer, nn.CrossEntropyLoss()).fit([(x, (y > 0).float())], epochs=1)",
     ),
     Mistake(
         "The model is not the one that the optimizer holds",

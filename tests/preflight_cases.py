@@ -383,6 +383,10 @@ def _by_hand(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
+def _classes_by_hand(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
 def _mse_by_hand(model: nn.Module, batch: Any) -> Tensor:
     return F.mse_loss(batch[1], model(batch[0]))
 
@@ -577,6 +581,11 @@ FAULTS: dict[str, Fault] = {
     ),
     "no log-softmax": Fault(_GIVEN, "nll_loss", lambda: over(mlp(3), nn.NLLLoss(), classes())),
     "one class": Fault(_GIVEN, "one class", lambda: over(mlp(1), nn.CrossEntropyLoss(), classes(count=1))),
+    "one class in a step": Fault(
+        _GIVEN,
+        "and targets.unsqueeze(1).float()",
+        lambda: (trained_by(mlp(1), step=_classes_by_hand), loader(classes(count=1)), None),
+    ),
     "a loss for each element": Fault(
         _REDUCED, "MSELoss has reduction='none'", lambda: over(mlp(), nn.MSELoss(reduction="none"), regression())
     ),
@@ -692,6 +701,15 @@ FAULTS: dict[str, Fault] = {
     ),
     "an ignored input": Fault(
         _DEPEND, "same prediction", lambda: over(IgnoresInput(), nn.CrossEntropyLoss(), classes())
+    ),
+    "words that do not get through": Fault(
+        _DEPEND,
+        "same prediction",
+        lambda: over(
+            nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Threshold(1e9, 1.0), nn.Linear(8, 2)),
+            nn.CrossEntropyLoss(),
+            TensorDataset(torch.randint(5, (40, 2)), torch.arange(40) % 2),
+        ),
     ),
     "an input cut off": Fault(
         _DEPEND,

@@ -319,6 +319,39 @@ def test_following_what_metrics_measure_in_a_fit_without_validation_data_is_an_e
     assert trainer.state.progress.batch == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "logged"),
+    [
+        ("train/error", "val/error"),
+        ("train_error", "val/error"),
+        ("train/error/worst", "val/error/worst"),
+        ("test/error", "val/error"),
+        ("error", "val/error"),
+    ],
+)
+@pytest.mark.parametrize("val", [True, False])
+@pytest.mark.parametrize("who", ["stopping", "checkpoint"])
+def test_following_what_metrics_measure_as_if_it_were_of_the_training_is_told_the_name_that_it_has(
+    name: str, logged: str, val: bool, who: str, tmp_path: Path
+) -> None:
+    stopping, saving = EarlyStopping(name, mode="min"), Checkpoint(tmp_path, monitor=name, mode="min")
+    callback = stopping if who == "stopping" else saving
+    trainer = small_trainer(callback, Logs("train/errors", "step"), metrics={"error": MeanAbsoluteError()})
+    with pytest.raises(UnknownMetricError) as caught:
+        trainer.fit(some_batches(3), some_batches(1) if val else None, epochs=1)
+    assert caught.value.what == f"there is no metric {name!r}"
+    assert caught.value.why.startswith("metrics= are measured in evaluation passes, and not in training")
+    assert caught.value.fix.startswith(f"monitor {logged!r}" if val else "trainer.fit(train, val, ...), and monitor")
+    assert ("Output(loss, metrics=" in caught.value.fix) is name.startswith("train")
+
+
+def test_a_measure_that_the_training_logs_too_is_followed_there() -> None:
+    callback = EarlyStopping("train/error", mode="max")
+    trainer = small_trainer(Logs("train/error", "step"), callback, metrics={"error": MeanAbsoluteError()})
+    trainer.fit(some_batches(3), some_batches(1), epochs=1)
+    assert callback.best == 3
+
+
 def test_a_measure_that_metrics_have_is_not_what_they_are_told_to_measure() -> None:
     class Two:
         def reset(self) -> None: ...

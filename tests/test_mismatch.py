@@ -92,7 +92,12 @@ FOUND: Mapping[str, tuple[Case, type[Exception], str, str]] = {
         "cross_entropy was given targets from 0 to 7, for 3 classes: 0 to 2",
         "or 8 outputs at the end of the model",
     ),
-    "labels from 1": ((linear, CE, X, Y + 1), IndexError, "from 1 to 3, for 3", "subtract 1 from each"),
+    "labels from 1": (
+        (linear, CE, X, Y + 1),
+        IndexError,
+        "from 1 to 3, for 3",
+        "subtract 1 from each, if they count from 1; or, if they count from 0, 4 outputs at the end of the model",
+    ),
     "a label below 0": ((linear, CE, X, Y - 1), IndexError, "from -1 to 1", "ignore_index="),
     "binary labels int64": (
         (linear, BCE, X, ONE_HOT),
@@ -181,7 +186,7 @@ FOUND: Mapping[str, tuple[Case, type[Exception], str, str]] = {
         "5 outputs at the end of the model, and targets.argmax(1)",
     ),
     "labels of two classes, and one output": (
-        (lambda: nn.Linear(3, 1), CE, X, (Y > 0).long()),
+        (lambda: nn.Linear(3, 1), F.nll_loss, X, (Y > 0).long()),
         IndexError,
         "targets from 0 to 1, for predictions of one class, which is 0",
         "nn.BCEWithLogitsLoss() as the loss",
@@ -298,6 +303,47 @@ def trainer_of(case: Case) -> Trainer:
 
 def said(error: BaseException) -> list[str]:
     return [note for note in getattr(error, "__notes__", ()) if "\n  fix: " in note]
+
+
+def by_hand(name: str) -> Callable[..., Tensor]:
+    """A step that calls a loss of torch's itself."""
+
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        loss: Tensor = getattr(F, name)(model(batch[0]), batch[1])
+        return loss
+
+    return step
+
+
+OUTPUTS = "as many outputs at the end of the model as there are classes"
+LABELS = torch.tensor([0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+@pytest.mark.parametrize(
+    ("targets", "cure"),
+    [
+        (
+            LABELS[:, None],
+            f"{OUTPUTS}, and targets.squeeze(1); or, for two classes by one output, nn.BCEWithLogitsLoss() as the loss "
+            "and targets.float()",
+        ),
+        (LABELS[:, None].int(), f"{OUTPUTS}, and targets.squeeze(1).long(); or, for two"),
+        (LABELS[:, None] > 0, f"{OUTPUTS}, and targets.squeeze(1).long(); or, for two"),
+        (Y[:, None], f"{OUTPUTS}, and targets.squeeze(1)"),
+        (ONE_HOT, "3 outputs at the end of the model, and targets.argmax(1)"),
+    ],
+    ids=["two classes", "int32", "bool", "three classes", "one-hot"],
+)
+def test_labels_that_meet_a_single_output_are_not_taken_for_probabilities(
+    name: str, targets: Tensor, cure: str
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        small_trainer(model=nn.Linear(3, 1), step=by_hand(name)).fit([(X, targets)], epochs=1)
+    (note,) = said(caught.value)
+    assert "for predictions of shape (4, 1), which are of one class\n  fix: " in note
+    assert note.partition("fix: ")[2].startswith(cure)
+    assert ("BCEWithLogitsLoss" in note) is (targets.shape == (4, 1) and int(targets.max()) == 1)
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")  # torch's own, before its error

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import math
 import random
 import re
 import threading
@@ -631,6 +632,68 @@ def test_a_step_with_transforms_of_functions_is_looked_at(step: Any) -> None:
     for name in ("a training step runs", "parameters get a gradient", "two runs give the same bits"):
         assert report[name].verdict == "passed"
     assert not [check for check in report.checks if "the check itself" in check.evidence]
+
+
+def _next_word(model: nn.Module, batch: Any) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch[0]).flatten(0, 1), batch[0].flatten())
+
+
+@pytest.mark.parametrize("ending", [(), (nn.Threshold(1e9, 0.0), nn.Linear(5, 5))], ids=["sound", "cut off"])
+@pytest.mark.parametrize("step", [_next_word, None], ids=["each word", "a text"])
+def test_whole_numbers_are_inputs_too(ending: tuple[nn.Module, ...], step: Any) -> None:
+    texts = torch.randint(5, (8, 3))
+    model = nn.Sequential(nn.Embedding(5, 5), *(() if step else (nn.Flatten(), nn.Linear(15, 5))), *ending)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, None if step else nn.CrossEntropyLoss(), step=step, device="cpu")
+    row = trainer.preflight([(texts, texts[:, 0]), (texts, texts[:, 1])])["outputs depend on the inputs"]
+    assert row.verdict == ("failed" if ending else "passed"), row
+
+
+class Placed(nn.Module):
+    """It is given places beside its samples, as many as it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, inputs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(inputs)
+        return out
+
+
+def test_whole_numbers_that_are_not_of_the_samples_do_not_make_these_differ() -> None:
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(model(batch[0], torch.arange(5)), batch[1])
+
+    model, batch = Placed(), (torch.ones(8, 3), torch.randn(8, 1))
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), step=step, device="cpu")
+    row = trainer.preflight([batch, batch])["outputs depend on the inputs"]
+    assert (row.verdict, row.evidence) == ("not applicable", "no predictions for samples that differ were seen")
+
+
+def test_one_class_and_one_row_are_no_range() -> None:
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    labels = torch.tensor([0, 1, 1, 0])
+    trainer = small_trainer(model=nn.Linear(3, 1), step=step)
+    row = trainer.preflight([(torch.randn(4, 3), labels)])["labels and indices"]
+    assert row.evidence == "labels from 0 to 1, with 1 class, which is 0"
+    trainer = small_trainer(model=nn.Sequential(nn.Embedding(1, 3), nn.Linear(3, 2)), step=step)
+    row = trainer.preflight([(labels, labels)])["labels and indices"]
+    assert row.evidence == "indices of an embedding from 0 to 1, with 1 row, which is 0"
+
+
+def test_values_that_are_not_finite_are_counted_among_those_that_can_be_so() -> None:
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(model(batch[0], torch.arange(5)), batch[1])
+
+    inputs = torch.ones(8, 3)
+    inputs[0, 0] = math.nan
+    model = Placed()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), step=step, device="cpu")
+    row = trainer.preflight([(inputs, torch.ones(8, 1))])["loss is finite"]
+    assert row.cause == "1 of 24 input values are not finite"
 
 
 def test_the_checks_go_by_their_names() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor, nn
 
 from helpers import At, line, line_trainer, ragged
-from loopwright import DataError, ShapeMismatchError, Trainer
+from loopwright import ConfigError, DataError, ShapeMismatchError, Trainer
 
 Shape = tuple[int, ...]
 
@@ -128,7 +128,8 @@ RIGHT: dict[str, tuple[Shape, Tensor, Callable[[Any, Any], Tensor]]] = {
     "no dimension at all": ((), torch.tensor(1.0), nn.MSELoss()),
     "classes": ((4, 3), classes(4), nn.CrossEntropyLoss()),
     "as many classes as samples": ((4, 4), classes(4), nn.CrossEntropyLoss()),
-    "one class": ((4, 1), classes(4), nn.CrossEntropyLoss()),
+    "one class, of a likelihood": ((4, 1), classes(4), nn.NLLLoss()),
+    "one class, of margins": ((4, 1), classes(4), nn.MultiMarginLoss()),
     "classes of pixels": ((4, 3, 2, 2), classes(4, 2, 2), nn.CrossEntropyLoss()),
     "soft targets": ((4, 3), torch.ones(4, 3) / 3, nn.CrossEntropyLoss()),
     "log likelihood": ((4, 3), classes(4), nn.NLLLoss()),
@@ -142,6 +143,115 @@ def test_shapes_that_differ_by_right_or_not_at_all_are_left_alone(case: str) -> 
     shape, targets, loss = RIGHT[case]
     result = trainer_of(shape, loss).fit([(torch.zeros(max(targets.shape[:1], default=2), 2), targets)], epochs=1)
     assert result.progress.step == 1
+
+
+class Entropy(nn.CrossEntropyLoss):
+    """A subclass that computes what torch does."""
+
+
+class OfTwo(nn.CrossEntropyLoss):
+    """A subclass whose single number stands for two classes."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(torch.cat([-input, input], 1), target)
+
+
+OUTPUTS = "as many outputs at the end of the model as there are classes"
+ONE: dict[str, tuple[Shape, Tensor, str]] = {
+    "floats in a column": (
+        (4, 1),
+        torch.tensor([[0.0], [1.0], [1.0], [0.0]]),
+        f"{OUTPUTS}, and targets.squeeze(1).long(); or, for two classes by one output, nn.BCEWithLogitsLoss() as the "
+        "loss",
+    ),
+    "floats in a row": (
+        (4, 1),
+        torch.tensor([0.0, 1.0, 1.0, 0.0]),
+        f"{OUTPUTS}, and targets.long(); or, for two classes by one output, nn.BCEWithLogitsLoss() as the loss and "
+        "targets.unsqueeze(1)",
+    ),
+    "probabilities": (
+        (4, 1),
+        torch.full((4, 1), 0.5),
+        "nn.BCEWithLogitsLoss() as the loss, if a target is how probable one class of two is",
+    ),
+    "quantities": (
+        (4, 1),
+        torch.full((4,), 2.5),
+        "a loss for quantities such as nn.MSELoss(), and targets.unsqueeze(1), if that is what the targets are",
+    ),
+    "labels in a row": (
+        (4, 1),
+        torch.tensor([0, 1, 1, 0]),
+        f"{OUTPUTS}; or, for two classes by one output, nn.BCEWithLogitsLoss() as the loss and "
+        "targets.unsqueeze(1).float()",
+    ),
+    "labels that are all 0": (
+        (4, 1),
+        classes(4),
+        f"{OUTPUTS}; or, for two classes by one output, nn.BCEWithLogitsLoss() as the loss and "
+        "targets.unsqueeze(1).float()",
+    ),
+    "labels of three classes": ((3, 1), torch.arange(3), OUTPUTS),
+    "labels in a column": (
+        (4, 1),
+        torch.tensor([[0], [1], [1], [0]]),
+        f"{OUTPUTS}, and targets.squeeze(1); or, for two classes by one output, nn.BCEWithLogitsLoss() as the loss and "
+        "targets.float()",
+    ),
+    "one-hot": ((4, 1), torch.eye(4), "4 outputs at the end of the model, and targets.argmax(1)"),
+    "pixels": (
+        (2, 1, 3, 3),
+        classes(2, 3, 3),
+        f"{OUTPUTS}; or, for two classes by one output, nn.BCEWithLogitsLoss() as the loss and "
+        "targets.unsqueeze(1).float()",
+    ),
+    "a sample without a batch": (
+        (1,),
+        torch.tensor(0),
+        f"{OUTPUTS}; or, for two classes by one output, nn.BCEWithLogitsLoss() as the loss and "
+        "targets.unsqueeze(0).float()",
+    ),
+    "shapes that have nothing in common": ((4, 1), torch.zeros(4, 2, 2), OUTPUTS),
+}
+
+
+@pytest.mark.parametrize("case", ONE)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=0),
+        nn.CrossEntropyLoss(reduction="sum"),
+        F.cross_entropy,
+        Entropy(),
+    ],
+    ids=["mean", "smoothed", "sum", "function", "subclass"],
+)
+def test_a_cross_entropy_of_one_class_is_an_error_that_says_what_the_targets_ask_for(
+    case: str, loss: Callable[[Any, Any], Tensor]
+) -> None:
+    shape, targets, fix = ONE[case]
+    trainer = trainer_of(shape, loss)
+    for _ in range(2):  # the second fit is told as well
+        with pytest.raises(ConfigError) as caught:
+            trainer.fit([(torch.zeros(len(targets.reshape(-1)), 2), targets)], epochs=1)
+        assert f"the prediction has shape {shape}, the target {tuple(targets.shape)}" in caught.value.what
+        assert caught.value.fix == fix
+    assert trainer.state.progress.step == 0
+
+
+def test_a_cross_entropy_of_one_class_is_an_error_in_evaluate_too() -> None:
+    with pytest.raises(ConfigError, match="over one class"):
+        trainer_of((4, 1), nn.CrossEntropyLoss()).evaluate([(torch.zeros(4, 2), classes(4))])
+
+
+def test_a_loss_that_makes_several_classes_of_one_number_is_left_alone() -> None:
+    changed = nn.CrossEntropyLoss()
+    changed.forward = OfTwo().forward  # type: ignore[method-assign]  # as some do
+    for loss in (OfTwo(), changed):
+        result = trainer_of((4, 1), loss).fit([(torch.zeros(4, 2), torch.tensor([0, 1, 1, 1]))], epochs=1)
+        assert result.history[0]["train/loss"] > 0
 
 
 def test_shapes_that_do_not_broadcast_are_torchs_own_error() -> None:

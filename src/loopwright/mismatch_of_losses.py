@@ -51,6 +51,8 @@ def of_classes(name: str, input: Tensor, target: Tensor, given: Mapping[str, Any
     cast = "" if target.dtype in _OF_CLASSES else ".long()"
     what = f"{name} was given targets of {short(target.dtype)} and shape {tuple(target.shape)}"
     wanted = f"for predictions of shape {tuple(input.shape)} it takes the numbers of the classes, int64 of shape"
+    if classes == 1 and (cast or target.shape != rest) and (cure := for_one_class(input, target)) is not None:
+        return f"{what}, for predictions of shape {tuple(input.shape)}, which are of one class", cure
     if target.shape == rest:
         if cast and target.is_floating_point() and not _whole(target):
             return (
@@ -63,7 +65,7 @@ def of_classes(name: str, input: Tensor, target: Tensor, given: Mapping[str, Any
         more = "outputs at the end of the model"
         wrong = _out_of_range(f"{name} was given targets", counted, classes, "classes", more)
         return wrong or _of_class_weights(name, input, given)
-    if target.shape == (*rest[:1], 1, *rest[1:]) and classes > 1 and input.ndim > 1:
+    if target.shape == (*rest[:1], 1, *rest[1:]) and input.ndim > 1:
         return f"{what}; {wanted} {tuple(rest)}", f"targets.squeeze(1){cast}, in the dataset"
     if target.shape == input.shape and (not target.is_floating_point() or name == "nll_loss"):
         whole = "targets.argmax(1), if they are one-hot"
@@ -84,6 +86,49 @@ def of_classes(name: str, input: Tensor, target: Tensor, given: Mapping[str, Any
             "predictions.movedim(-1, 1)",
         )
     return None
+
+
+def for_one_class(input: Tensor, target: Tensor) -> str | None:
+    """What to do where a loss of classes is given predictions of a single class, by what the targets look like.
+
+    Args:
+        input: The predictions: the dimension of the classes is the second, or the only one, and 1.
+        target: Their targets.
+
+    Returns:
+        The cure, or None where the targets are of another shape than such predictions have.
+    """
+    at = 1 if input.ndim > 1 else 0
+    rest = input.shape[:at] + input.shape[at + 1 :]
+    column = input.ndim > 1 and target.shape == input.shape
+    if not column and target.shape != rest:
+        if input.ndim == 2 == target.ndim and len(target) == len(input) and target.shape[1] > 1 and _one_hot(target):
+            return f"{target.shape[1]} outputs at the end of the model, and targets.argmax(1)"
+        return None
+    as_they_are = "" if column else f".unsqueeze({at})"
+    as_numbers = as_they_are + ("" if target.is_floating_point() else ".float()")
+    two = "nn.BCEWithLogitsLoss() as the loss" + (f" and targets{as_numbers}" if as_numbers else "")
+    if target.is_floating_point() and not _whole(target):
+        low, high = _ends(target)
+        if low >= 0 and high <= 1:
+            return f"{two}, if a target is how probable one class of two is"
+        return f"a loss for quantities such as nn.MSELoss(){_and_targets(as_they_are)}, if that is what the targets are"
+    as_classes = ".squeeze(1)" * column + ("" if target.dtype in _OF_CLASSES else ".long()")
+    outputs = f"as many outputs at the end of the model as there are classes{_and_targets(as_classes)}"
+    if target.device.type == "cpu" and target.numel() and not {*_ends(target)} <= {0, 1}:
+        return outputs
+    return f"{outputs}; or, for two classes by one output, {two}"
+
+
+def _and_targets(change: str) -> str:
+    return f", and targets{change}" if change else ""
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    """The least and the largest; of what is on an accelerator, or of nothing, those of probabilities."""
+    if values.device.type != "cpu" or not values.numel():
+        return 0, 1
+    return values.min().item(), values.max().item()
 
 
 def _of_class_weights(name: str, input: Tensor, given: Mapping[str, Any]) -> Cause | None:
@@ -108,7 +153,7 @@ def _out_of_range(what: str, numbers: Tensor, count: int, of: str, more: str) ->
         if (low, high) in ((0, 1), (1, 1)):
             return found, f"2 {more}; or nn.BCEWithLogitsLoss() as the loss, and targets of the predictions' shape"
     if low == 1 and high == count:
-        return found, "subtract 1 from each, to count from 0"
+        return found, f"subtract 1 from each, if they count from 1; or, if they count from 0, {high + 1} {more}"
     if low < 0:
         left_out = "; ignore_index= of the loss is for one that stands for none" if of == "classes" else ""
         return found, f"numbers that count from 0{left_out}"

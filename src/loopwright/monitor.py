@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from loopwright.errors import ConfigError
+from loopwright.errors import ConfigError, UnknownMetricError
 from loopwright.forms import Count, check_form
 from loopwright.schedule import Every
 from loopwright.state import check_name, of_stage, unknown_metric
@@ -96,6 +96,7 @@ class Monitor:
                 return None  # whoever logs it may wait for the epoch's end
             if state.plan.validate is not None and not validated(state) and own != "train":
                 return None  # the first validation is still to come
+            _check_not_of_evaluation(self.name, state)
             forgotten = state.plan.validate is None and own.startswith("val")
             raise unknown_metric(
                 self.name,
@@ -133,6 +134,28 @@ def _by_metrics(name: str, state: State) -> str:
     return f"or give the measure to Trainer(..., metrics={{{own[1]!r}: ...}}), which logs it {as_what}, "
 
 
+def _is_measured(rest: str, state: State) -> bool:
+    """Whether ``metrics=`` measure what a name says after its stage."""
+    return any(rest == measure or rest.startswith(f"{measure}/") for measure in state.plan.measures)
+
+
+def _check_not_of_evaluation(name: str, state: State) -> None:
+    """Raise UnknownMetricError where what is missed is measured by ``metrics=``, and has another stage's name there."""
+    stage, rest = of_stage(name) or ("", name)
+    if stage == "val" or not _is_measured(rest, state):
+        return
+    logged = f"val/{rest}"
+    raise UnknownMetricError(
+        f"there is no metric {name!r}",
+        why=f"metrics= are measured in evaluation passes, and not in training; this one is logged as {logged!r}",
+        fix=("trainer.fit(train, val, ...), and " if state.plan.validate is None else "")
+        + f"monitor {logged!r}"
+        + (
+            "; or return it from a step, in Output(loss, metrics={...}), which logs it in training" * (stage == "train")
+        ),
+    )
+
+
 def validated(state: State) -> bool:
     """Whether a value of a validation was logged, in this fit or before."""
     return any(name.startswith("val/") and state.metrics.mark_of(name) for name in state.metrics)
@@ -141,8 +164,7 @@ def validated(state: State) -> bool:
 def _of_validation(name: str | None, state: State) -> str | None:
     """The rest of a name that the validation logs, and nothing else is known to; None of any other."""
     stage, rest = of_stage(name) or ("", "")
-    measured = any(rest == measure or rest.startswith(f"{measure}/") for measure in state.plan.measures)
-    return rest if stage == "val" and (rest == "loss" or measured) else None
+    return rest if stage == "val" and (rest == "loss" or _is_measured(rest, state)) else None
 
 
 def check_validated(name: str | None, state: State) -> None:

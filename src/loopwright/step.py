@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -18,6 +17,7 @@ from typing_extensions import TypeVar
 from loopwright.device import map_tensors
 from loopwright.errors import ConfigError, DataError, ShapeMismatchError
 from loopwright.mismatch_of_losses import of_classes, of_two
+from loopwright.one_class import check_classes, is_softmax
 from loopwright.state import check_name, scalar
 
 Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
@@ -134,8 +134,10 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
     ignore_index = getattr(loss_fn, "ignore_index", None)
     by_index = isinstance(loss_fn, _BY_INDEX) or any(loss_fn is function for function in _BY_INDEX_FUNCTIONS)
     explained = next((look for look, kinds in _EXPLAINED if _is_of(loss_fn, kinds)), None)
+    unseen = is_softmax(loss_fn)  # the first predictions tell how many classes there are
 
     def supervised(model: nn.Module, batch: Any) -> Output:
+        nonlocal unseen
         # What could be taken apart, but is no pair. The first test spares the common kinds the second, which is slow.
         if type(batch) not in _PAIRS and isinstance(batch, (Mapping, Tensor, str)):
             raise _not_a_pair(batch)
@@ -145,6 +147,9 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
             raise _not_a_pair(batch) from None
         predictions = model(inputs)
         if isinstance(predictions, Tensor) and isinstance(targets, Tensor):
+            if unseen:
+                check_classes(predictions, targets)
+                unseen = False
             if predictions.shape != targets.shape:
                 _check_shapes(predictions, targets, by_index=by_index, explained=explained)
             if ignore_index is not None and not targets.is_floating_point():
@@ -415,31 +420,6 @@ def joined(scores: dict[str, float], more: dict[str, float]) -> dict[str, float]
             fix="another name for one of them",
         )
     return scores | more
-
-
-def update_metric(name: str, metric: Metric, output: Output) -> None:
-    """Give one batch's predictions and targets to a metric.
-
-    Raises:
-        ConfigError: The step returned none, or the metric's own numbers are on another device.
-    """
-    if output.predictions is None or output.targets is None:
-        missing = "predictions" if output.predictions is None else "targets"
-        raise ConfigError(
-            f"the metric {name!r} needs predictions and targets, and the step returned no {missing}",
-            fix="return Output(loss, predictions=..., targets=...)",
-        )
-    try:
-        metric.update(output.predictions, output.targets)
-    except RuntimeError as error:
-        if not re.search(r"\b(same|expected) device\b", str(error)):  # torch's words, of which there are several
-            raise
-        raise ConfigError(
-            f"the metric {name!r} keeps its numbers on another device than the batches: {str(error).splitlines()[0]}",
-            why="the trainer moves a metric that is an nn.Module, as those of torchmetrics are, and no other",
-            fix="keep them as Python numbers, make the metric an nn.Module with buffers, or take the values over in "
-            "update with .to(...)",
-        ) from error
 
 
 def named_scores(name: str, computed: Any) -> dict[str, float]:

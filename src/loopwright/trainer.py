@@ -26,6 +26,7 @@ from loopwright.callbacks.early_stopping import EarlyStopping, restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
+from loopwright.metric_calls import compute_metric, reset_metric, update_metric
 from loopwright.mismatch import explain_in_note
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated, unvalidated
@@ -54,7 +55,6 @@ from loopwright.step import (
     named_scores,
     predictions_of,
     supervised_step,
-    update_metric,
     values_of,
     weigh,
 )
@@ -768,8 +768,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             self._guard.look(state)
         averages, wanted, batches = Averages(eager=self._eager), hooks.want_output("on_eval_batch_end"), 0
         weights = Weights()  # on the device, to be looked at with the means
-        for metric in metrics.values():
-            metric.reset()
+        for metric_name, metric in metrics.items():
+            reset_metric(metric_name, metric)
         before, state.stage = state.stage, stage
         called = f"{'validation' if stage == 'val' else name} data"
         passing = Pass(data, self._run.data if stage == "val" else None)
@@ -800,7 +800,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             weights.check(f"batch {{}} of the {called}")
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
             for metric_name, metric in metrics.items():
-                scores = joined(scores, named_scores(f"{name}/{metric_name}", metric.compute()))
+                computed = compute_metric(metric_name, metric)
+                scores = joined(scores, named_scores(f"{name}/{metric_name}", computed))
             for key, value in scores.items():
                 state.metrics.record(key, value)
                 if stage == "val" and not math.isfinite(value):

@@ -12,6 +12,7 @@ import torch
 from loopwright.checks.rehearsal import Rehearsed
 from loopwright.checks.seen import listed
 from loopwright.errors import LoopwrightError
+from loopwright.metric_calls import RAISED
 from loopwright.mismatch import likely_cause, unlike_types
 from loopwright.mismatch_of_layers import short
 from loopwright.nonfinite.census import tensors_in
@@ -38,6 +39,8 @@ def failed_step(name: str, run: Rehearsed, batch: Any, cause: str, fix: str) -> 
     assert run.error is not None
     if (found := likely_cause(run.error) or _unlike_types(run)) is not None:
         cause, fix = found
+    elif said := [note for note in getattr(run.error, "__notes__", ()) if note.startswith(RAISED)]:
+        cause = said[0]
     row = failed_by(name, run.error, cause, fix)
     tensors = [f"{path} {tuple(t.shape)} {short(t.dtype)}" for path, t in tensors_in(batch, "batch")]
     evidence = f"{row.evidence}; {listed(tensors)}" if tensors else row.evidence

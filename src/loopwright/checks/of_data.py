@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its name everywhere
 
 from loopwright.checks.failure import failed_by, failed_step
-from loopwright.checks.recorder import BY_CLASS, IN_RANGE, OUT_OF_RANGE
+from loopwright.checks.recorder import BY_CLASS, IN_RANGE, OUT_OF_RANGE, numbered
 from loopwright.checks.sampling import all_tensors, in_order, is_shuffled, shared_samples, sizes_of, structure
 from loopwright.checks.seen import OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, listed, why_unseen
 from loopwright.preflight import Check
@@ -53,7 +53,7 @@ def _labels_of_all(seen: Seen) -> list[str]:
         wrong = targets[(targets != ignore) & ((targets < 0) | (targets >= classes))]
         if wrong.numel():
             what = f"{wrong.numel()} labels of the {words} data are out of range, such as {int(wrong[0])}"
-            found.append(f"{what}; there are {classes} classes: 0 to {classes - 1}")
+            found.append(f"{what}; the model has {numbered(classes, 'classes')}")
     return found
 
 

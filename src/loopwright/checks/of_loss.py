@@ -12,6 +12,8 @@ from loopwright.checks.recorder import BINARY, BY_CLASS, ELEMENTWISE, LossCall
 from loopwright.checks.sampling import is_shuffled
 from loopwright.checks.seen import NOT_RUN, OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, rms, why_unseen
 from loopwright.errors import ConfigError, ShapeMismatchError
+from loopwright.mismatch_of_losses import for_one_class
+from loopwright.one_class import ONE_CLASS
 from loopwright.preflight import Check
 from loopwright.settings import sum_over_window
 
@@ -28,9 +30,10 @@ def loss_is_finite(seen: Seen) -> Check:
     if bad is None:
         return Check(name, "passed", "losses " + ", ".join(f"{loss:.4g}" for loss in first.losses[:5]))
     evidence = f"the loss of batch {bad + 1} is {first.losses[bad]}"
-    wrong = sum(int((~torch.isfinite(tensor)).sum()) for tensor in first.record.given)
+    given = [tensor for tensor in first.record.given if tensor.is_floating_point()]
+    wrong = sum(int((~torch.isfinite(tensor)).sum()) for tensor in given)
     if wrong:
-        count = sum(tensor.numel() for tensor in first.record.given)
+        count = sum(tensor.numel() for tensor in given)
         return Check(
             name, "failed", evidence, f"{wrong} of {count} input values are not finite", "clean or fill in the data"
         )
@@ -70,6 +73,9 @@ def shapes(seen: Seen) -> Check:
 def loss_input(seen: Seen) -> Check:
     """The loss function gets what it expects: logits, log-probabilities or probabilities."""
     name = "what the loss is given"
+    error = None if seen.first is None else seen.first.error
+    if isinstance(error, ConfigError) and error.what.startswith(ONE_CLASS):
+        return Check(name, "failed", error.what, error.why, error.fix)
     calls = [c for c in calls_of(seen) if c.name in BY_CLASS.values() or c.name in BINARY.values()]
     if not calls:
         return Check(name, "not applicable", why_unseen(seen) or "no loss of classes was called")
@@ -99,7 +105,7 @@ def _wrong_input(call: LossCall) -> tuple[str, str, str] | None:
         return (
             "cross_entropy is given one class",
             "with one logit its loss is always 0, and its gradient too",
-            "two logits, or binary_cross_entropy_with_logits",
+            for_one_class(call.input, call.target) or "two logits, or binary_cross_entropy_with_logits",
         )
     return None
 

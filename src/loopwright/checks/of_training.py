@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from loopwright.callback import TWICE, WHY_TWICE
@@ -145,7 +147,7 @@ def outputs_differ(seen: Seen) -> Check:
         return Check(name, "not applicable", why_unseen(seen) or "no optimizer step was made")
     predictions = [c.input for c in first.record.calls] or first.predictions
     predictions = [p for p in predictions if p.ndim and len(p) > 1]
-    given = [tensor for tensor in first.record.given if tensor.ndim and len(tensor) > 1]
+    given = _given_with_each(first.record.given, {len(p) for p in predictions})
     if not predictions or not any(_rows_differ(tensor) for tensor in given):
         return Check(name, "not applicable", "no predictions for samples that differ were seen")
     if len(first.losses) < 2 or not first.moved:
@@ -159,6 +161,15 @@ def outputs_differ(seen: Seen) -> Check:
         "forward does not use its input, or nothing of it gets through: dead units, a saturated activation",
         "look at how the output comes from the input",
     )
+
+
+def _given_with_each(given: Iterable[Tensor], predicted: set[int]) -> list[Tensor]:
+    """What the model was given of several samples: floating tensors, and whole numbers with a row to a prediction.
+
+    Others of whole numbers may be positions or edges. A model of sequences may predict for each place in one.
+    """
+    rows = [tensor for tensor in given if tensor.ndim and len(tensor) > 1]
+    return [t for t in rows if t.is_floating_point() or len(t) in predicted or t.numel() in predicted]
 
 
 def _rows_differ(tensor: Tensor) -> bool:

@@ -71,7 +71,7 @@ class Record:
         indexed: What was looked up or classified by index, and was in range, in words.
         layers: The inputs of the layers that the data feeds, features last, a tensor for each batch.
         norms: Values to each channel in one sample, for each batch norm in training mode.
-        given: Floating tensors that the model was called with.
+        given: The tensors that the model was called with.
         marks: Fingerprints of what was computed, in order, each with the words that say what it is.
     """
 
@@ -157,7 +157,7 @@ class Recorder(TorchFunctionMode):
         if indices.numel() == 0:
             return
         low, high = int(indices.min()), int(indices.max())
-        words = f"{what} from {low} to {high}, with {count} {of}: 0 to {count - 1}"
+        words = f"{what} from {low} to {high}, with {numbered(count, of)}"
         if low >= 0 and high < count:
             self._record.indexed.append(words)
             return
@@ -180,7 +180,7 @@ class Recorder(TorchFunctionMode):
         if _transformed(args):
             return
         if id(module) in self._root:
-            self._record.given += [tensor for tensor in each_tensor(args) if tensor.is_floating_point()]
+            self._record.given += each_tensor(args)
         name = self._names.get(id(module))
         value = args[0].data if args and isinstance(args[0], PackedSequence) else args[0] if args else None
         if name is None or not isinstance(value, Tensor) or not value.is_floating_point():
@@ -199,6 +199,13 @@ class Recorder(TorchFunctionMode):
     def mark(self, what: str, value: Any) -> None:
         """Take down a fingerprint of all tensors in the value."""
         self._record.marks.append((what, fingerprint(each_tensor(value))))
+
+
+def numbered(count: int, of: str) -> str:
+    """So many classes or rows, and the numbers that they have, in words."""
+    if count == 1:
+        return f"1 {'class' if of == 'classes' else 'row'}, which is 0"
+    return f"{count} {of}: 0 to {count - 1}"
 
 
 def _transformed(value: Any) -> bool:

@@ -20,11 +20,12 @@ from loopwright.checks.sampling import copied_batch
 from loopwright.checks.surroundings import SurroundingsAsFound
 from loopwright.checks.tensors import TensorAsFound, of_one_piece
 from loopwright.device import map_tensors, mover, place
+from loopwright.metric_calls import reset_metric, update_metric
 from loopwright.modes import evaluating
 from loopwright.precision import Precision, autocast, grad_scaler
 from loopwright.randomness import RandomState
 from loopwright.settings import modules_of
-from loopwright.step import LossFn, Metric, Output, as_output, check_trainable, supervised_step, update_metric
+from loopwright.step import LossFn, Metric, Output, as_output, check_trainable, supervised_step
 
 AnyStep = Callable[[Any, Any], Output | Tensor]
 
@@ -344,7 +345,7 @@ def evaluate(subject: Subject, batch: Any, names: Mapping[int, str]) -> Rehearse
             found.losses.append(output.loss.item())
             for name, metric in subject.metrics.items():
                 if (twin := _copied_metric(metric, subject.device)) is not None:
-                    twin.reset()
+                    reset_metric(name, twin)
                     update_metric(name, twin, map_tensors(Tensor.detach, output))
         except Exception as error:
             found.error = error

@@ -1,0 +1,76 @@
+"""The three methods of a metric, called so that what they raise says which metric it was."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from loopwright.errors import ConfigError
+from loopwright.mismatch_of_layers import short
+from loopwright.nonfinite.census import joined, tensors_in
+from loopwright.step import Metric, Output, describe
+
+RAISED = "raised by the metric "
+
+
+def reset_metric(name: str, metric: Metric) -> None:
+    """Have a metric forget all batches; what it raises gets a note that names it."""
+    try:
+        metric.reset()
+    except Exception as error:
+        error.add_note(_by(name, metric, "reset"))
+        raise
+
+
+def update_metric(name: str, metric: Metric, output: Output) -> None:
+    """Give one batch's predictions and targets to a metric; what it raises gets a note that names it, and what it got.
+
+    Raises:
+        ConfigError: The step returned none, or the metric's own numbers are on another device.
+    """
+    if output.predictions is None or output.targets is None:
+        missing = "predictions" if output.predictions is None else "targets"
+        raise ConfigError(
+            f"the metric {name!r} needs predictions and targets, and the step returned no {missing}",
+            fix="return Output(loss, predictions=..., targets=...)",
+        )
+    try:
+        metric.update(output.predictions, output.targets)
+    except Exception as error:
+        # torch's words, of which there are several
+        if isinstance(error, RuntimeError) and re.search(r"\b(same|expected) device\b", str(error)):
+            raise _on_another_device(name, error) from error
+        given = f"{_given('predictions', output.predictions)}, {_given('targets', output.targets)}"
+        error.add_note(f"{_by(name, metric, 'update')}, given {given}")
+        raise
+
+
+def compute_metric(name: str, metric: Metric) -> Any:
+    """What a metric computes; what it raises gets a note that names it."""
+    try:
+        return metric.compute()
+    except Exception as error:
+        error.add_note(_by(name, metric, "compute"))
+        raise
+
+
+def _on_another_device(name: str, error: RuntimeError) -> ConfigError:
+    return ConfigError(
+        f"the metric {name!r} keeps its numbers on another device than the batches: {str(error).splitlines()[0]}",
+        why="the trainer moves a metric that is an nn.Module, as those of torchmetrics are, and no other",
+        fix="keep them as Python numbers, make the metric an nn.Module with buffers, or take the values over in "
+        "update with .to(...)",
+    )
+
+
+def _by(name: str, metric: Metric, method: str) -> str:
+    return f"{RAISED}{name!r} ({type(metric).__qualname__}) in {method}"
+
+
+def _given(what: str, value: Any) -> str:
+    """What a metric was given, in words: the shapes and types of the tensors in it, or what it is else."""
+    try:
+        tensors = [f"{path} {tuple(tensor.shape)} {short(tensor.dtype)}" for path, tensor in tensors_in(value, what)]
+        return joined(tensors) if tensors else f"{what} {describe(value)}"
+    except Exception:  # of a tensor without one shape, for example: the error at hand is what is to be seen
+        return f"{what} an object of type {type(value).__name__}"
