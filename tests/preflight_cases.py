@@ -485,13 +485,6 @@ def _one_memory() -> Problem:
     return trained_by(mlp(), nn.MSELoss()), loader(train), loader(val)
 
 
-def _copies() -> Problem:
-    x, y = regression(60).tensors
-    places = torch.arange(40, 60)
-    val = TensorDataset(x[places], y[places])
-    return trained_by(mlp(), nn.MSELoss()), loader(TensorDataset(x, y)), loader(val)
-
-
 def _same_loader() -> Problem:
     data = loader(regression())
     return trained_by(mlp(), nn.MSELoss()), data, data
@@ -734,7 +727,6 @@ FAULTS: dict[str, Fault] = {
         lambda: _validated([(torch.randn(3, 6), torch.randn(3, 1))], metrics={"bad": WrongMetric()}),
     ),
     "overlapping parts": Fault(_APART, "5 of 60", _one_dataset),
-    "copies of training samples": Fault(_APART, "20 of 20 validation samples have the very values", _copies),
     "overlapping memory": Fault(_APART, "5 samples", _one_memory),
     "one loader for both": Fault(_APART, "the same object", _same_loader),
     "a batch in both lists": Fault(_APART, "1 batches", _same_batches),

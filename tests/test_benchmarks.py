@@ -45,6 +45,7 @@ def test_the_overhead_benchmark_reports_every_case_with_the_bits_of_the_loop_by_
         ("document 000", 1, 10),
         ("document 000, 100 steps", 1, 10),
         ("document 000, 1,000 steps", 1, 10),
+        ("document 000, own dataset", 1, 10),
         ("document 001", 1, 1),
         ("document 002", 1, 4),
         ("ready-made batches", 1, 100),

@@ -919,31 +919,3 @@ def test_what_a_layer_returns_in_an_object_is_compared_between_two_runs() -> Non
 
     row = _of_objects(Unheld()).preflight([Features(torch.randn(8, 3))])["two runs give the same bits"]
     assert row.evidence == "step 1: the output of 0 differs first"
-
-
-def _apart(train: TensorDataset, val: TensorDataset) -> Check:
-    model = nn.Linear(3, 1)
-    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), step=lambda model, batch: batch)
-    return trainer.preflight(DataLoader(train), DataLoader(val))["training and validation apart"]
-
-
-def test_equal_samples_are_counted_and_no_failure_where_few_are_or_where_many_are_within_the_training_data() -> None:
-    x, y = torch.randn(40, 3), torch.randn(40, 1)
-    other, its = torch.randn(20, 3), torch.randn(20, 1)
-    assert _apart(TensorDataset(x, y), TensorDataset(other, its)).evidence == "no sample lies in both"
-    other[:5], its[:5] = x[7], y[7]
-    few = _apart(TensorDataset(x, y), TensorDataset(other, its))
-    assert few.verdict == "passed"
-    assert few.evidence.startswith("5 of 20 validation samples have the very values of a training sample")
-    choices = torch.randint(2, (200, 3)).float()
-    many = _apart(TensorDataset(choices[:100].clone()), TensorDataset(choices[100:].clone()))
-    assert many.verdict == "passed"
-    assert "as they may by chance" in many.evidence
-
-
-def test_numbers_of_samples_and_what_is_too_large_are_not_compared() -> None:
-    numbers = _apart(TensorDataset(torch.arange(40)), TensorDataset(torch.arange(20)))
-    large = torch.zeros(2**21 + 1, 2)
-    for check in (numbers, _apart(TensorDataset(large), TensorDataset(torch.zeros(20, 2)))):
-        assert check.verdict == "passed"
-        assert check.evidence.endswith("whether one is a copy of another was not looked at")

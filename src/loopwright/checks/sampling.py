@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import math
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,11 +34,6 @@ from loopwright.step import batch_size, describe
 _CONTAINERS = (list, tuple, dict, set, collections.deque, collections.OrderedDict)
 _LOOKED_INTO = 64  # a longer list is one of samples, and not of datasets
 _STORES = {"builtins", "functools", "numpy", "pandas", "polars", "pyarrow", "datasets", "h5py", "scipy"}  # of samples
-
-_FEW = 8  # validation samples of which a share says little
-_COPIES, _REPEATED = 0.5, 0.1  # shares: of them that are alike to training samples, and of those that are to others
-_COMPARED = 2**22  # elements at the most whose values are looked at
-_WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class _CannotLookError(Exception):
@@ -199,49 +193,13 @@ def shared_samples(one: object, other: object) -> tuple[int | None, str]:
     if rows[0] is others[0]:
         same = len(rows[1] & others[1])
         return same, f"{same} of {len(rows[1] | others[1])} samples of one dataset are in both"
-    tensors, other_tensors = (getattr(dataset, "tensors", (None,)) for dataset in (rows[0], others[0]))
-    first, second = tensors[0], other_tensors[0]
+    first, second = (getattr(dataset, "tensors", (None,))[0] for dataset in (rows[0], others[0]))
     if not isinstance(first, Tensor) or not isinstance(second, Tensor):
         return None, "they are two datasets, and what they read cannot be told from outside"
     same = len(_addresses(first, rows[1]) & _addresses(second, others[1]))
-    if same:
-        return same, f"{same} samples lie in the same place in memory"
-    keys, other_keys = _keys(tensors, rows[1]), _keys(other_tensors, others[1])
-    if keys is None or other_keys is None:
-        return 0, "no sample lies in the same place in memory; whether one is a copy of another was not looked at"
-    return _copied(keys, other_keys)
-
-
-def _copied(keys: list[int], others: list[int]) -> tuple[int, str]:
-    """How many samples are certain to be copies, as ``shared_samples`` says it.
-
-    Where few values repeat within the training data, as few would in validation data of the same kind.
-    """
-    known = set(keys)
-    alike = sum(key in known for key in others)
-    if not alike:
-        return 0, "no sample lies in both"
-    words = f"{alike} of {len(others)} validation samples have the very values of a training sample"
-    repeated = len(keys) - len(known)
-    if len(others) >= _FEW and alike >= _COPIES * len(others) and repeated <= _REPEATED * len(keys):
-        return alike, f"{words}, and {repeated} of {len(keys)} training samples those of another one"
-    return 0, f"{words}, as they may by chance; none lies in the same place in memory"
-
-
-def _keys(tensors: tuple[Any, ...], rows: set[int]) -> list[int] | None:
-    """A number for each sample that tells its values from others; None where there are too many, or no plain ones."""
-    plain = all(isinstance(t, Tensor) and t.layout == torch.strided and not t.is_complex() for t in tensors)
-    if not plain or sum(t.numel() for t in tensors) > _COMPARED:
-        return None
-    if all(tensor.ndim == 1 and not tensor.is_floating_point() for tensor in tensors):
-        return None  # such as numbers of samples, which may count those of two sets
-    places, generator = torch.tensor(sorted(rows), dtype=torch.int64), torch.Generator().manual_seed(0)
-    keys = torch.zeros(len(places), dtype=torch.int64)
-    for tensor in tensors:
-        taken = tensor.detach().cpu()[places].reshape(len(places), math.prod(tensor.shape[1:])).contiguous()
-        bits = taken.view(_WHOLE[taken.dtype.itemsize]).long()
-        keys += (bits * torch.randint(2**62, (bits.shape[1],), generator=generator)).sum(1)  # it wraps around
-    return [int(key) for key in keys.tolist()]
+    if not same:
+        return 0, "no sample lies in the same place in memory; copies are not looked for"
+    return same, f"{same} samples lie in the same place in memory"
 
 
 def _rows(data: object) -> tuple[object, set[int]] | None:
