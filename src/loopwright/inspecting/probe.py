@@ -63,9 +63,7 @@ class Probe:
 
     def remember(self) -> None:
         """Keep a sample of the present gradients, for the step after this one."""
-        listing = self._listing
-        if listing is None or not listing.holds_for(self._optimizer):
-            listing = self._list()
+        listing = self._listing or self._list()
         self._earlier = {}
         if listing.small is not None and listing.small.remember():
             return
@@ -94,8 +92,10 @@ class Probe:
         """
         listing = self._listing
         if listing is None or self._has_changed(listing):
+            # What was kept may be of tensors that are there no more, but where only the order of the layers is new.
+            same = listing is None or (listing.holds_for(self._optimizer) and listing.is_all_of(self._model))
+            self._earlier = self.earlier() if same else {}
             self.turns |= self.activations.take_turns()
-            self._earlier = self.earlier()
             listing = self._list()
         self._pending, self._clipped = [], clipped
         if listing.small is not None and listing.small.before(self._earlier):

@@ -123,6 +123,8 @@ _STILL = "the gradient is not zero, and the weights did not change by a bit"
 def _still(evidence: Evidence) -> dict[str, float]:
     """The layers of which what one parameter group holds does not move, and the learning rate there."""
     found: dict[str, float] = {}
+    if not any(0 in one.update for one in evidence.recent):  # nothing stood still, as nearly always
+        return found
     for layer in evidence.layers:
         groups: dict[int, list[int]] = {}  # a parameter that no group holds, or that is frozen, tells nothing here
         for i in layer.places:

@@ -54,8 +54,11 @@ class Small:
         """Keep a copy of the present gradients; False where there is none."""
         # A copy, since clipping, the optimizer and whoever clears gradients may write to them.
         gradients = self._gradients()
-        self._held = None if gradients is None else _copied(gradients)
-        return gradients is not None
+        if gradients is None or [g.shape for g in gradients] != self._shapes:  # the weights have another one since
+            self._held = None
+            return False
+        self._held = _copied(gradients)
+        return True
 
     def forget(self) -> None:
         """Let go of what ``remember`` has kept."""
