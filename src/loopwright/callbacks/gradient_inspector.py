@@ -197,22 +197,24 @@ class GradientInspector(Callback[Any]):
         """Watch the forward pass of a step that is to be inspected."""
         if state.progress.step < self._before:
             return
-        self._look(state).activations.watch(turns=not self._turns)
+        activations = (self._probe or self._look(state)).activations
+        if not self._turns or activations.wanted:
+            activations.watch(turns=not self._turns)
 
     def on_before_step(self, state: State) -> None:
         """Measure the gradients of a step that is to be inspected, and keep a copy of the weights."""
         step = state.progress.step
         if step < self._two_before:
             return
-        probe = self._look(state)
+        probe = self._probe or self._look(state)
         if step < self._before:
             probe.remember()
             return
-        skipped = probe.after(self._next, state.plan.clip_norm, made=False)
-        if skipped is not None:  # an attempt
-            self._put_off(skipped)
+        if probe.pending:  # of an attempt that was skipped
+            self._put_off(probe.after(self._next, state.plan.clip_norm, made=False))
             probe.forget()
-        probe.activations.close()
+        if probe.activations.handles:
+            probe.activations.close()
         probe.before(clipped=state.plan.clip_norm is not None)
         if self._due_after(self._next) == self._next + 1:  # here, for clipping and the optimizer may write to them
             probe.remember()
@@ -221,8 +223,9 @@ class GradientInspector(Callback[Any]):
         """Take what the step has changed, and log all of it."""
         if state.progress.step < self._next:
             return
-        probe = self._look(state)
-        probe.activations.close()
+        probe = self._probe or self._look(state)
+        if probe.activations.handles:
+            probe.activations.close()
         values = self._put_off(probe.after(self._next, state.plan.clip_norm))
         self._set_next(self._due_after(state.progress.step))
         if values is not None:

@@ -26,7 +26,7 @@ class Activations:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._handles: list[RemovableHandle] = []
+        self.handles: list[RemovableHandle] = []  # of hooks that are on the model
         self._shares: list[tuple[str, Tensor]] = []
         self._turns: dict[str, int] = {}
         self.modules: dict[str, nn.Module] = dict(model.named_modules())
@@ -48,19 +48,19 @@ class Activations:
         Args:
             turns: Whether to note the order in which layers are called, too.
         """
-        if self._handles or not (turns or self._bounded) or _compiled(self.modules):
+        if self.handles or not (turns or self._bounded) or _compiled(self.modules):
             return
         self._shares = []
         bounded = dict(self._bounded)
         for name, module in self._bounded:
             if isinstance(module, torch.jit.ScriptModule):  # which takes no hook
                 continue
-            self._handles.append(module.register_forward_hook(self._measure(name)))
+            self.handles.append(module.register_forward_hook(self._measure(name)))
         if turns:
             for name, each in self.modules.items():
                 scripted = isinstance(each, torch.jit.ScriptModule)
                 if not scripted and (name in bounded or any(p is not None for p in each._parameters.values())):
-                    self._handles.append(each.register_forward_pre_hook(self._note(name)))
+                    self.handles.append(each.register_forward_pre_hook(self._note(name)))
 
     def _measure(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -91,9 +91,9 @@ class Activations:
 
     def close(self) -> None:
         """Take every hook off the model."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()
-        self._handles = []
+        self.handles = []
 
 
 def _compiled(modules: Mapping[str, nn.Module]) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 
 from loopwright.inspecting.inspection import Parameter
 from loopwright.inspecting.small import Small, small_of
+
+# Without a function of Python's own in between: what is called once in fifty steps is in no cache.
+_FORM, _TRAINABLE = attrgetter("shape", "dtype", "device"), attrgetter("requires_grad")
 
 _UNITS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # the first dimension of their weight is what they put out
 _RECURRENT = ("RNN", "LSTM", "GRU")
@@ -71,7 +74,7 @@ class Listing:
         self._turns = turns
         self._there, self._held = seen, _held(optimizer)
         self._trainable = [p.trainable for p in self.parameters]
-        self._forms = _forms(self.tensors)
+        self._forms = list(map(_FORM, self.tensors))
         self.steered: list[int] = [i for i, p in enumerate(self.parameters) if p.group >= 0 and p.trainable]
         self.units: list[int] = [i for i, p in enumerate(self.parameters) if p.units]
         self.trained: list[int] = [i for i, p in enumerate(self.parameters) if p.trainable]
@@ -84,11 +87,11 @@ class Listing:
         # By identity: as many others may have taken their place.
         if _held(optimizer) != self._held or not self.has_its_forms():
             return False
-        return [t.requires_grad for t in self.tensors] == self._trainable
+        return list(map(_TRAINABLE, self.tensors)) == self._trainable
 
     def has_its_forms(self) -> bool:
         """Whether each tensor has the shape and format that it had, and is where it was."""
-        return _forms(self.tensors) == self._forms
+        return list(map(_FORM, self.tensors)) == self._forms
 
     def is_all_of(self, model: nn.Module) -> bool:
         """Whether the model has the very parameters that it had."""
@@ -101,11 +104,10 @@ class Listing:
 
 
 def _held(optimizer: Optimizer) -> list[int]:
-    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _forms(tensors: list[Tensor]) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
-    return [(t.shape, t.dtype, t.device) for t in tensors]
+    held: list[int] = []
+    for group in optimizer.param_groups:
+        held += map(id, group["params"])
+    return held
 
 
 def _untrained(module: nn.Module) -> bool:

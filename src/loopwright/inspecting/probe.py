@@ -44,6 +44,7 @@ class Probe:
         self.activations: Activations = Activations(self._model)
         self._listing: Listing | None = None
         self._looks = 0  # how often it was asked whether the listing still holds
+        self.pending: bool = False  # whether before has measured something that after has not taken
         self._pending: list[tuple[str, int, Tensor]] = []  # column, place, one number on its device
         self._weights: _Tensors = []
         self._clipped = False
@@ -100,9 +101,11 @@ class Probe:
         self._pending, self._clipped = [], clipped
         if listing.small is not None and listing.small.before(self._earlier):
             self._earlier = {}
+            self.pending = True
             return
         with torch.no_grad():
             self._before(listing)
+        self.pending = bool(self._pending)
 
     def _before(self, listing: Listing) -> None:
         trained, tensors = listing.trained, listing.tensors
@@ -153,8 +156,9 @@ class Probe:
             What the inspection has taken, or None where ``before`` has seen nothing, or something else.
         """
         listing = self._listing
-        if listing is None or not (self._pending or (listing.small is not None and listing.small.pending)):
+        if listing is None or not self.pending:
             return None
+        self.pending = False
         if not listing.has_its_forms():  # somebody has put others in their place within the step
             self._pending, self._weights = [], []
             if listing.small is not None:
@@ -207,7 +211,7 @@ class Probe:
     def close(self) -> None:
         """Leave nothing at the model."""
         self.activations.close()
-        self._pending, self._weights = [], []
+        self.pending, self._pending, self._weights = False, [], []
 
 
 def _dense(tensor: Tensor) -> bool:

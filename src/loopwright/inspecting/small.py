@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from operator import methodcaller
 from typing import TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ _SMALL_TABLE = 2**20  # elements times tensors: of ones and zeros that say which
 _COUNTED = 2**8  # elements that are computed with in python, which is quicker than calls that torch has not made lately
 
 _flatten: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors  # in one call
+_PLACE = methodcaller("data_ptr")
 _Columns: TypeAlias = dict[str, list[float]]
 
 
@@ -82,7 +84,7 @@ class Small:
 
     def _current(self) -> list[Tensor]:
         """The weights without their history: made once, and again where somebody has put other data in their place."""
-        places = [tensor.data_ptr() for tensor in self._tensors]
+        places = list(map(_PLACE, self._tensors))
         if places != self._places:
             self._places, self._weights = places, [tensor.detach() for tensor in self._tensors]
         return self._weights
