@@ -38,8 +38,11 @@ class Taken:
         clip_norm: float | None,
         made: bool,
     ) -> None:
-        self._listing, self.step, self._numbers, self._shares = listing, step, numbers, shares
-        self.rates, self.clip_norm, self.made = rates, clip_norm, made
+        self._listing, self._numbers, self._shares = listing, numbers, shares
+        self.step: int = step
+        self.rates: list[float] = rates
+        self.clip_norm: float | None = clip_norm
+        self.made: bool = made
 
     @property
     def parameters(self) -> list[Parameter]:
