@@ -272,7 +272,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             skips=self._may_skip,
         )
         self._check_idle("train")
-        if not restores:
+        if settings.schedule is not None and not restores:
             self._check_schedule(plan)
         self._fitted = plan
         self._run.history.catch_up(state)
