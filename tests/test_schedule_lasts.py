@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, ExponentialLR, LambdaLR, 
 from helpers import Unsized, some_batches
 from loopwright import Callback, ConfigError, Schedule, State, Trainer
 from loopwright.callbacks import Checkpoint
+from loopwright.state import Plan, Progress
 
 Each = Literal["step", "epoch"]
 
@@ -238,3 +239,9 @@ def test_a_fit_that_goes_on_after_an_error_is_refused_only_for_the_moves_that_it
         else:
             with pytest.raises(ConfigError, match="total_steps"):
                 trainer.fit(some_batches(4), epochs=2)
+
+
+@pytest.mark.parametrize(("batch", "step"), [(0, 0), (3, 0), (4, 1), (6, 1), (7, 2)])
+def test_the_end_of_a_plan_counts_the_short_last_window_of_an_epoch_that_is_gone_through(batch: int, step: int) -> None:
+    plan = Plan(epochs=2, batches=7, accumulate=4)
+    assert plan.end(Progress(batch=batch, step=step)) == (2, 4)

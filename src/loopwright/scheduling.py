@@ -6,6 +6,7 @@ It is the only scheduler of torch's that has one; all others go on with their la
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, SequentialLR
 
@@ -68,9 +69,10 @@ def explain_end(error: ValueError, schedule: Schedule, plan: Plan) -> None:
 
 def _with_an_end(scheduler: LRScheduler) -> OneCycleLR | None:
     """The scheduler, where it is torch's own OneCycleLR, or one that moves as that does."""
+    if not isinstance(scheduler, OneCycleLR):
+        return None
     kind = type(scheduler)
-    own = isinstance(scheduler, OneCycleLR) and (kind.step, kind.get_lr) == (OneCycleLR.step, OneCycleLR.get_lr)
-    return scheduler if own and isinstance(scheduler, OneCycleLR) else None
+    return scheduler if (kind.step, kind.get_lr) == (OneCycleLR.step, OneCycleLR.get_lr) else None
 
 
 def _parts(scheduler: LRScheduler) -> list[LRScheduler]:
@@ -93,16 +95,11 @@ def _whole(each: str, plan: Plan) -> int | None:
 
 
 def _moves(each: str, plan: Plan, progress: Progress, *, in_hand: bool) -> int:
-    """How often at least the fit is to move the scheduler, if no step is skipped; 0 where that is not known."""
-    epochs = math.inf if plan.epochs is None else max(plan.epochs - progress.epoch, 0)
-    steps = math.inf if plan.steps is None else max(plan.steps - progress.step, 0)
-    if plan.batches is None:
-        known = steps == math.inf if each == "epoch" else epochs == math.inf  # else nobody knows what comes first
-        return int(epochs if each == "epoch" else steps) if known and min(epochs, steps) > 0 else 0
-    if epochs == 0 or steps == 0:
+    """How often the fit is to move the scheduler, if no step is skipped; 0 where that is not known."""
+    if plan.reached(progress) is not None:
         return 0
-    full = math.ceil(plan.batches / plan.accumulate)  # the steps of an epoch
-    rest = math.ceil(max(plan.batches - progress.batch - in_hand, 0) / plan.accumulate)  # those of the present one
-    if each == "step":
-        return int(min(steps, rest + (epochs - 1) * full))
-    return int(min(epochs, math.inf if steps == math.inf else 0 if steps < rest else 1 + (steps - rest) // full))
+    if plan.batches is None and plan.epochs is not None and plan.steps is not None:
+        return 0  # nobody knows what comes first
+    epoch, step = plan.end(replace(progress, batch=progress.batch + in_hand))
+    moves = step - progress.step if each == "step" else epoch - progress.epoch
+    return 0 if moves == math.inf else int(moves)

@@ -92,7 +92,8 @@ class Plan:
         steps = math.inf if self.steps is None else self.steps - progress.step
         epochs = math.inf if self.epochs is None else self.epochs - progress.epoch
         if self.batches is not None:
-            each, made = math.ceil(self.batches / self.accumulate), progress.batch // self.accumulate
+            each = math.ceil(self.batches / self.accumulate)
+            made = each if progress.batch >= self.batches else progress.batch // self.accumulate
             steps = min(steps, epochs * each - made)
             epochs = epochs if steps == math.inf else min(epochs, (made + steps) // each)
         return progress.epoch + epochs, progress.step + steps

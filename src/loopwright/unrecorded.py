@@ -95,12 +95,11 @@ def batches_of(iterator: Iterator[Any]) -> Iterator[Any]:
     Args:
         iterator: What ``iter(loader)`` gave.
     """
-    kind = type(iterator)
     if (
-        kind is _SingleProcessDataLoaderIter
-        and kind.__next__ is _NEXT
+        isinstance(iterator, _SingleProcessDataLoaderIter)
+        and type(iterator).__next__ is _NEXT
         and _NEXT_IS_KNOWN
-        and iterator._dataset_kind == _DatasetKind.Map  # type: ignore[attr-defined]  # of such an iterator it is
+        and iterator._dataset_kind == _DatasetKind.Map
     ):
         return _unrecorded(iterator)
     return iterator

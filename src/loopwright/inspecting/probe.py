@@ -32,7 +32,7 @@ class Probe:
         model: The model, or what compiling or distributing has made of it.
         optimizer: Its optimizer.
         turns: When each layer was called in the forward pass, as far as it is known.
-        earlier: By parameter, samples of the negated gradients of the step before the one to be inspected.
+        earlier: By parameter, samples of the gradients of the step before the one to be inspected.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Probe:
         taken = self.activations.take_shares()
         shares: Sequence[tuple[str, float | Tensor]] = taken
         numbers: Rows | dict[str, list[float]]
-        if listing.small is not None and listing.small.pending:
+        if listing.small is not None and not self._pending:
             numbers = listing.small.after()
         else:
             with torch.no_grad():

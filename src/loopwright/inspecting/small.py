@@ -107,11 +107,6 @@ class Small:
         self._before = _flatten([*gradients, *self._current()])
         return True
 
-    @property
-    def pending(self) -> bool:
-        """Whether ``before`` has taken something that ``after`` has not."""
-        return self._before is not None
-
     def after(self) -> Rows:
         """All that ``before`` has taken, and the weights as they are now."""
         assert self._before is not None
