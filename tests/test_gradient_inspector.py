@@ -209,6 +209,25 @@ def test_a_layer_that_joins_late_is_measured_from_then_on() -> None:
     assert [one.grad[at] == MISSING for one in inspector._record.inspections] == [True] * 3 + [False] * 3
 
 
+@pytest.mark.parametrize("at_step", range(2, 6))
+@pytest.mark.parametrize("add", ["a module", "a parameter"])
+def test_what_is_added_without_telling_the_optimizer_is_seen_by_the_next_inspection(add: str, at_step: int) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Identity(), nn.Linear(3, 1))
+    latest: list[set[str]] = []
+
+    def grow(state: State, batch: Any) -> None:
+        if state.progress.step == at_step and add == "a module":
+            model[1] = nn.Linear(3, 3)
+        elif state.progress.step == at_step:
+            model.register_parameter("scale", nn.Parameter(torch.ones(1)))
+
+    inspector = each_step()
+    look = At(on_step_end=lambda state: latest.append(set(inspector.latest)))
+    small_trainer(At(on_batch_start=grow), inspector, look, model=model).fit(some_batches(8), steps=8)
+    new = {"1.weight", "1.bias"} if add == "a module" else {"scale"}
+    assert [new <= names for names in latest] == [False] * at_step + [True] * (8 - at_step)
+
+
 def hooks_of(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 

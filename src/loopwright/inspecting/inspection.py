@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Any, TypeAlias, TypedDict
 
 import torch
@@ -84,6 +85,9 @@ class Inspection:
 
 
 COLUMNS = ("grad", "weight", "update", "zeros", "bad", "dot", "now", "then")
+_NUMBERS = attrgetter(*COLUMNS)  # these, and not dataclasses.asdict, since every fit ends by asking for the state
+_FACTS = tuple(f.name for f in fields(Parameter))
+_KNOWN = attrgetter(*_FACTS)
 
 
 class _Parameter(TypedDict):
@@ -172,10 +176,10 @@ class Record:
 
     def state_dict(self) -> SavedRecord:
         """All of it, as plain data and tensors."""
-        rows = [[getattr(one, column) for column in COLUMNS] for one in self.inspections]
+        rows = list(map(_NUMBERS, self.inspections))
         shape = len(rows), len(COLUMNS), len(self.parameters)
         return {
-            "parameters": [_Parameter(**asdict(p)) for p in self.parameters],  # type: ignore[typeddict-item]  # its very fields
+            "parameters": [dict(zip(_FACTS, _KNOWN(p), strict=True)) for p in self.parameters],  # type: ignore[misc]  # its very fields
             "numbers": torch.tensor(rows, dtype=torch.float64).reshape(shape),
             "rest": [
                 {

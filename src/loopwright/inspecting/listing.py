@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import attrgetter
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from operator import attrgetter, methodcaller
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -15,6 +16,7 @@ from loopwright.inspecting.small import Small, small_of
 
 # Without a function of Python's own in between: what is called once in fifty steps is in no cache.
 _FORM, _TRAINABLE = attrgetter("shape", "dtype", "device"), attrgetter("requires_grad")
+_PARAMETERS, _MODULES, _VALUES = attrgetter("_parameters"), attrgetter("_modules"), methodcaller("values")
 
 _UNITS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # the first dimension of their weight is what they put out
 _RECURRENT = ("RNN", "LSTM", "GRU")
@@ -72,7 +74,9 @@ class Listing:
                 self.parameters.append(parameter)
                 self.tensors.append(tensor)
         self._turns = turns
-        self._there, self._held = seen, _held(optimizer)
+        self._modules = list(modules.values())
+        self._parts = list(_parts(self._modules))  # kept, or others might come to their places in memory
+        self._there, self._held = list(map(id, self._parts)), _held(optimizer)
         self._trainable = [p.trainable for p in self.parameters]
         self._forms = list(map(_FORM, self.tensors))
         self.steered: list[int] = [i for i, p in enumerate(self.parameters) if p.group >= 0 and p.trainable]
@@ -83,24 +87,25 @@ class Listing:
         )
 
     def holds_for(self, optimizer: Optimizer) -> bool:
-        """Whether nothing was frozen, thawed or given another form since, and the optimizer holds what it held."""
+        """Whether the model and the optimizer hold what they held, and none of it was frozen, thawed or reshaped."""
         # By identity: as many others may have taken their place.
-        if _held(optimizer) != self._held or not self.has_its_forms():
+        if list(map(id, _parts(self._modules))) != self._there or _held(optimizer) != self._held:
             return False
-        return list(map(_TRAINABLE, self.tensors)) == self._trainable
+        return self.has_its_forms() and list(map(_TRAINABLE, self.tensors)) == self._trainable
 
     def has_its_forms(self) -> bool:
         """Whether each tensor has the shape and format that it had, and is where it was."""
         return list(map(_FORM, self.tensors)) == self._forms
 
-    def is_all_of(self, model: nn.Module) -> bool:
-        """Whether the model has the very parameters that it had."""
-        return {id(p) for p in model.parameters()} == self._there
-
     def is_output(self, name: str) -> bool:
         """Whether no layer is called after this activation: the model's output may well be sure of itself."""
         turn = self._turns.get(name)
         return turn is not None and all(p.turn < turn for p in self.parameters if p.kind not in _RECURRENT)
+
+
+def _parts(modules: list[nn.Module]) -> Iterable[object]:
+    """What each of them holds: its own parameters, and the modules right below it."""
+    return chain.from_iterable(map(_VALUES, chain(map(_PARAMETERS, modules), map(_MODULES, modules))))
 
 
 def _held(optimizer: Optimizer) -> list[int]:

@@ -43,7 +43,6 @@ class Probe:
         self._earlier: dict[str, Tensor] = dict(earlier or {})
         self.activations: Activations = Activations(self._model)
         self._listing: Listing | None = None
-        self._looks = 0  # how often it was asked whether the listing still holds
         self.pending: bool = False  # whether before has measured something that after has not taken
         self._pending: list[tuple[str, int, Tensor]] = []  # column, place, one number on its device
         self._weights: _Tensors = []
@@ -54,13 +53,6 @@ class Probe:
         modules = self.activations.modules if self._listing is None else dict(self._model.named_modules())
         self._listing = Listing(type(self._model).__name__, modules, self._optimizer, self.turns)
         return self._listing
-
-    def _has_changed(self, listing: Listing) -> bool:
-        """Whether something was added, frozen, thawed or reshaped; of the model's own list every few times only."""
-        self._looks += 1
-        if self.activations.has_turns or not listing.holds_for(self._optimizer):
-            return True
-        return self._looks % 4 == 2 and not listing.is_all_of(self._model)
 
     def remember(self) -> None:
         """Keep a sample of the present gradients, for the step after this one."""
@@ -92,9 +84,9 @@ class Probe:
             clipped: Whether the gradients may be changed before the step: what is not finite has to be counted now.
         """
         listing = self._listing
-        if listing is None or self._has_changed(listing):
+        same = listing is None or listing.holds_for(self._optimizer)
+        if listing is None or not same or self.activations.has_turns:
             # What was kept may be of tensors that are there no more, but where only the order of the layers is new.
-            same = listing is None or (listing.holds_for(self._optimizer) and listing.is_all_of(self._model))
             self._earlier = self.earlier() if same else {}
             self.turns |= self.activations.take_turns()
             listing = self._list()
