@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
+from torch import nn
 from typing_extensions import TypeVar
 
 from loopwright.arguments import NamedArguments
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from loopwright.state import State
     from loopwright.step import Output
 
-Batch = TypeVar("Batch", default=Any)
+Batch = TypeVar("Batch", default=Any, contravariant=True)
+Model = TypeVar("Model", bound=nn.Module, default=Any, contravariant=True)
 
 TWICE = "backward through the graph a second time"  # torch's words
 WHY_TWICE = (
@@ -29,7 +31,7 @@ WHY_TWICE = (
 logger: logging.Logger = logging.getLogger("loopwright")
 
 
-class Callback(NamedArguments, Generic[Batch]):
+class Callback(NamedArguments, Generic[Batch, Model]):
     """Something that watches a run. Subclass it and override the hooks you need.
 
     Every hook is declared here, in the order of a run, as a method that does nothing. A method whose name begins
@@ -40,6 +42,9 @@ class Callback(NamedArguments, Generic[Batch]):
     The hooks are given ``state``, what the run knows; ``batch``, as the loader gave it and on the device;
     ``output``, what the step made of it, detached; and ``error``, the exception on its way.
 
+    To a type checker it may be of a batch and a model: in a ``Callback[dict[str, Tensor], Net]`` the hooks are declared
+    with ``batch: dict[str, Tensor]`` and ``state: State[Net]``. Without them it is of any.
+
     A callback reads ``state``; the one thing it may order is ``state.stop(reason)``. Whether the weights come
     out right never depends on one.
 
@@ -49,49 +54,49 @@ class Callback(NamedArguments, Generic[Batch]):
         ...         print(f"epoch {state.progress.epoch}: loss {state.metrics['train/loss']:.4f}")
     """
 
-    def setup(self, state: State) -> None:
+    def setup(self, state: State[Model]) -> None:
         """First. The model is on its device. Whoever was set up is torn down once, whatever happens."""
 
-    def on_fit_start(self, state: State) -> None:
+    def on_fit_start(self, state: State[Model]) -> None:
         """The fit begins, and everything that goes on from before has been restored."""
 
-    def on_epoch_start(self, state: State) -> None:
+    def on_epoch_start(self, state: State[Model]) -> None:
         """An epoch begins, or goes on; the loader's iterator is not made yet."""
 
-    def on_batch_start(self, state: State, batch: Batch) -> None:
+    def on_batch_start(self, state: State[Model], batch: Batch) -> None:
         """The batch is on the device; the gradients of a new window are not zeroed yet."""
 
-    def on_backward_end(self, state: State, output: Output) -> None:
+    def on_backward_end(self, state: State[Model], output: Output) -> None:
         """After each backward: this window's gradients so far, still scaled under fp16."""
 
-    def on_before_step(self, state: State) -> None:
+    def on_before_step(self, state: State[Model]) -> None:
         """Once an optimizer step: the whole window's gradients, unscaled, averaged, not yet clipped."""
 
-    def on_step_end(self, state: State) -> None:
+    def on_step_end(self, state: State[Model]) -> None:
         """After ``optimizer.step()``: new weights, and still the gradients that made them."""
 
-    def on_batch_end(self, state: State, output: Output) -> None:
+    def on_batch_end(self, state: State[Model], output: Output) -> None:
         """After each batch: its output, detached; gradients stay until the next window begins."""
 
-    def on_eval_start(self, state: State) -> None:
+    def on_eval_start(self, state: State[Model]) -> None:
         """A pass over validation or test data begins; ``state.stage`` says which."""
 
-    def on_eval_batch_end(self, state: State, output: Output) -> None:
+    def on_eval_batch_end(self, state: State[Model], output: Output) -> None:
         """After each batch of an evaluation: its output, detached."""
 
-    def on_eval_end(self, state: State) -> None:
+    def on_eval_end(self, state: State[Model]) -> None:
         """The evaluation's metrics are in ``state.metrics``."""
 
-    def on_epoch_end(self, state: State) -> None:
+    def on_epoch_end(self, state: State[Model]) -> None:
         """The epoch is over, after the validation that is due: train and validation metrics."""
 
-    def on_fit_end(self, state: State) -> None:
+    def on_fit_end(self, state: State[Model]) -> None:
         """The run has ended without an error: final metrics."""
 
-    def on_exception(self, state: State, error: BaseException) -> None:
+    def on_exception(self, state: State[Model], error: BaseException) -> None:
         """An exception is on its way to the caller."""
 
-    def teardown(self, state: State) -> None:
+    def teardown(self, state: State[Model]) -> None:
         """Last, always: close what was opened."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,7 +120,7 @@ HOOKS: tuple[str, ...] = tuple(
 )
 
 
-def _own_names(cls: type[Callback[Any]]) -> list[str]:
+def _own_names(cls: type[Callback[Any, Any]]) -> list[str]:
     """What a class and those callbacks that it derives from define beside the hooks.
 
     A name that a base which is no callback has is that base's, such as ``setUp`` of ``unittest.TestCase``, and stays so
@@ -136,7 +141,7 @@ def _of_state(method: object) -> bool:
     return inspect.isfunction(method) and method.__code__.co_varnames[1 : method.__code__.co_argcount][:1] == ("state",)
 
 
-def _check_name(cls: type[Callback[Any]], name: str) -> None:
+def _check_name(cls: type[Callback[Any, Any]], name: str) -> None:
     """Raise TypeError for a method that is meant for a hook, and is none."""
     hook = respelt(name, HOOKS)
     if name.startswith("on_"):
@@ -156,7 +161,7 @@ def _check_name(cls: type[Callback[Any]], name: str) -> None:
     )
 
 
-def _check_signature(cls: type[Callback[Any]], name: str, method: Callable[..., Any]) -> None:
+def _check_signature(cls: type[Callback[Any, Any]], name: str, method: Callable[..., Any]) -> None:
     declared = list(inspect.signature(getattr(Callback, name)).parameters)
     if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
         raise TypeError(

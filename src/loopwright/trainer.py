@@ -116,7 +116,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         step: Step[Model, Batch] | None = None,
         schedule: Schedule | None = None,
         metrics: Mapping[str, Metric] | None = None,
-        callbacks: Iterable[Callback[Any]] = (),
+        callbacks: Iterable[Callback[Any, Any]] = (),
         device: torch.device | str = "auto",
         precision: Precision = "fp32",
         accumulate: int = 1,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from loopwright import Callback, Output, State, Step, Trainer
+from loopwright.callbacks import ProgressBar
 
 Batch = dict[str, Tensor]
 
@@ -79,4 +80,16 @@ reveal_type(next(iter(DataLoader(TensorDataset(torch.randn(8, 3))))))  # reveals
 class Watch(Callback[Batch]):
     def on_batch_start(self, state: State, batch: Batch) -> None:
         reveal_type(state)  # reveals: State[Module]
-        reveal_type(super().on_batch_start)  # reveals: def (state: State[Module], batch: dict[str, Tensor])
+        reveal_type(super().on_batch_start)  # reveals: def (state: State[Any], batch: dict[str, Tensor])
+
+
+class WatchNet(Callback[Batch, Net]):
+    def on_batch_start(self, state: State[Net], batch: Batch) -> None:
+        reveal_type(state.model.temperature)  # reveals: float
+        reveal_type(super().on_batch_start)  # reveals: def (state: State[Net], batch: dict[str, Tensor])
+
+
+# Callbacks take nothing from what is known of the trainer.
+reveal_type(Trainer(net, optimizer, step=my_step, callbacks=[WatchNet()]))  # reveals: Trainer[Net, dict[str, Tensor]]
+bar = ProgressBar()
+reveal_type(Trainer(net, optimizer, step=my_step, callbacks=[bar]))  # reveals: Trainer[Net, dict[str, Tensor]]

@@ -174,6 +174,38 @@ class CountWords(Callback[Batch]):
         return {"words": self.words}
 
 
+class Cool(Callback[Batch, Net]):
+    """With the model's own class, too."""
+
+    def on_batch_start(self, state: State[Net], batch: Batch) -> None:
+        state.model.temperature += batch["x"].shape[0]
+
+    def on_epoch_end(self, state: State[Net]) -> None:
+        cool(state)
+
+
+class CoolAnyBatch(Callback[Any, Net]):
+    def on_epoch_end(self, state: State[Net]) -> None:
+        cool(state)
+
+
+class Nothing(Cool):
+    """A narrower callback may be written for any model again."""
+
+    def on_epoch_end(self, state: State) -> None: ...
+
+
+first_in_a_variable = [CountWords(), ProgressBar()]
+Trainer(net, optimizer, step=typed_step, callbacks=first_in_a_variable)
+of_some_kinds = [KeepLoss(), CoolAnyBatch(), EarlyStopping("val/loss", mode="min")]
+Trainer(net, optimizer, step=typed_step, callbacks=of_some_kinds)
+Trainer(net, optimizer, nn.MSELoss(), callbacks=of_some_kinds).fit(pairs, epochs=1)
+declared: list[Callback] = [KeepLoss(), CountWords(), ProgressBar()]
+Trainer(net, optimizer, step=typed_step, callbacks=declared)
+Trainer(net, optimizer, nn.MSELoss(), callbacks=declared).fit([(torch.randn(8, 3), torch.randn(8, 1))], epochs=1)
+Trainer(net, optimizer, step=typed_step, callbacks=(Cool(), CoolAnyBatch(), Nothing()))
+Trainer(net, optimizer, step=general_step, callbacks=[Cool(), KeepLoss()])
+
 # Metrics: torchmetrics, and anything with update, compute and reset.
 
 

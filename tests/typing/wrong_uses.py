@@ -152,3 +152,10 @@ class WithoutReset:
 
 Trainer(net, optimizer, step=step, metrics={"mine": WithoutReset()})  # error: dict-item
 Trainer(net, optimizer, step=step, metrics=[WithoutReset()])  # error: arg-type
+
+
+class OtherModel(Callback[Batch, Net]):
+    def on_epoch_end(self, state: State[Other]) -> None: ...  # error: override
+
+
+class NoModel(Callback[Batch, int]): ...  # error: type-var
