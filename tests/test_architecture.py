@@ -116,6 +116,8 @@ FLOORS = {
         "loopwright.nonfinite.census",
         "loopwright.nonfinite.reasons",
         "loopwright.one_class",
+        "loopwright.paths",
+        "loopwright.pictures",
         "loopwright.plain",
         "loopwright.precision",
         "loopwright.randomness",

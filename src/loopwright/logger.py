@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -179,20 +178,3 @@ def check_apart(callbacks: Iterable[Callback[Any]]) -> None:
                 fix="a path for each",
             )
         taken[place] = kind
-
-
-def check_path(name: str, path: object, example: str) -> None:
-    """Raise ConfigError, with this example as its fix, unless ``path`` can be written to by its name."""
-    if not isinstance(path, (str, os.PathLike)) or not isinstance(where := os.fspath(path), str) or not where:
-        raise ConfigError(f"{name} is {path!r}", why="it must be a path, as text or a pathlib.Path", fix=example)
-
-
-def file_in_the_way(path: Path) -> Path | None:
-    """The file that stands where the path, or a folder above it, has to be a folder; None where there is none."""
-    return next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None)
-
-
-def numbered(path: Path) -> Path:
-    """The first of ``name-1.suffix``, ``name-2.suffix``, ... that is not taken: where a file is set aside to."""
-    candidates = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
-    return next(candidate for candidate in candidates if not os.path.lexists(candidate))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from loopwright.errors import ConfigError, counted
+from loopwright.pictures import figure_class, save_figure
 from loopwright.state import Progress, of_one_layer
 
 if TYPE_CHECKING:
@@ -79,15 +79,7 @@ class Result:
             >>> result = Trainer(model, optimizer, loss).fit(train_loader, val_loader, epochs=3)
             >>> result.plot("runs/curves.png")
         """
-        try:
-            # Not pyplot, which would choose a backend for the whole process and keep the figure alive.
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                "the learning curves cannot be drawn: matplotlib is not installed",
-                why="only pictures need it, so that it comes with the extra plot",
-                fix='pip install "loopwright[plot]"',
-            ) from error
+        figure_of = figure_class("learning curves")
         panels = _panels(self.history)
         if not panels:
             raise ConfigError(
@@ -98,16 +90,7 @@ class Result:
         columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
         rows = math.ceil(len(panels) / columns)
         width = 5.6 if columns == 1 else 4.2 * columns
-        figure = Figure(figsize=(width, 3.1 * rows + 0.5), dpi=150)
-        formats = figure.canvas.get_supported_filetypes()
-        suffix = Path(path).suffix.removeprefix(".").lower()
-        if suffix and suffix not in formats:
-            raise ConfigError(
-                f"{os.fspath(path)!r} ends in .{suffix}, which is no format that matplotlib writes",
-                why="the suffix of the file says which format is meant",
-                fix=f"one of {', '.join(sorted(formats))}",
-            )
-
+        figure = figure_of(figsize=(width, 3.1 * rows + 0.5), dpi=150)
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax, (name, panel) in zip(axes, panels.items(), strict=False):
@@ -115,8 +98,7 @@ class Result:
         for ax in axes[len(panels) :]:
             ax.remove()
         _legend(figure)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        save_figure(figure, path)
 
 
 def _panels(history: list[dict[str, float]]) -> dict[str, _Panel]:

@@ -25,6 +25,7 @@ from loopwright.checkpoint.lock import FolderLock
 from loopwright.checkpoint.manifest import read_manifest
 from loopwright.checkpoint.writing import Prepared, Snapshot, prepare, write_checkpoint
 from loopwright.errors import SaveError, counted
+from loopwright.paths import numbered
 
 _SMALL = 2**17  # bytes of tensors: to copy and to hash them takes about a tenth of a millisecond
 
@@ -74,7 +75,7 @@ class Saver:
             clear_leftovers(self.folder)
             others = [path for path in list_checkpoints(self.folder) if path not in kept]
             if others:
-                aside = _numbered(self.folder)
+                aside = numbered(self.folder / "previous")
                 aside.mkdir()
                 for path in others:
                     path.rename(aside / path.name)
@@ -240,10 +241,3 @@ def _no_folder(folder: Path, there: Path) -> SaveError:
     )
     error.errno, error.strerror, error.filename = errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)
     return error
-
-
-def _numbered(folder: Path) -> Path:
-    number = 1
-    while os.path.lexists(folder / f"previous-{number}"):
-        number += 1
-    return folder / f"previous-{number}"

@@ -25,6 +25,7 @@ from loopwright.checkpoint.reading import Contents, read_checkpoint
 from loopwright.checkpoint.writing import Snapshot
 from loopwright.errors import CheckpointError, ConfigError, advise
 from loopwright.guard import Guard
+from loopwright.paths import located
 from loopwright.plain import encode
 from loopwright.planning import length_of
 from loopwright.randomness import RandomState
@@ -141,7 +142,7 @@ class Saving:
             if fresh:
                 path, contents, refused = _newest(self._checkpoints[0].folder)
         elif resume is not None:
-            path = Path(resume).absolute()
+            path = located(resume).absolute()
             contents = _named(resume, path)
             path = self._listed(path)
         self._run.data.attend(train, val)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.logger import check_path
 from loopwright.monitor import Mode, Monitor, check_validated
+from loopwright.paths import path_of
 from loopwright.schedule import Every, check_count, check_every
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ class Checkpoint(Callback[Any]):
         mode: Mode | None = None,
         keep: int = 3,
     ) -> None:
-        check_path("folder", folder, 'Checkpoint("runs/line/checkpoints")')
         check_every("every", every, "every=Every(steps=50), or every=Every(epochs=1)")
         if (monitor is None) != (mode is None):
             raise ConfigError(
@@ -66,7 +65,7 @@ class Checkpoint(Callback[Any]):
                 fix='monitor="val/loss", mode="min"',
             )
         check_count("keep", keep)
-        self.folder: Path = Path(folder).absolute()
+        self.folder: Path = path_of("folder", folder, 'Checkpoint("runs/line/checkpoints")').absolute()
         self.every = every
         self.keep = keep
         self.mode: Mode | None = mode

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.logger import Logger, check_path, file_in_the_way, numbered
+from loopwright.logger import Logger
+from loopwright.paths import file_in_the_way, numbered, path_of
 from loopwright.schedule import Every
 from loopwright.state import check_name
 
@@ -65,8 +66,7 @@ class CSVLogger(Logger):
 
     def __init__(self, path: str | os.PathLike[str], *, every: Every = Every(epochs=1)) -> None:  # noqa: B008
         super().__init__(every=every)
-        check_path("path", path, 'CSVLogger("runs/line/metrics.csv")')
-        self.path: Path = Path(path)
+        self.path: Path = path_of("path", path, 'CSVLogger("runs/line/metrics.csv")')
         self._file: BinaryIO | None = None
         self._flushed = 0.0  # the time at which the file was last flushed
         self._forget()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
-from loopwright.logger import Logger, check_path, file_in_the_way, numbered
+from loopwright.logger import Logger
+from loopwright.paths import file_in_the_way, numbered, path_of
 from loopwright.schedule import Every
 from loopwright.state import check_name
 
@@ -66,8 +67,7 @@ class TensorBoardLogger(Logger):
 
     def __init__(self, folder: str | os.PathLike[str], *, every: Every = Every(epochs=1)) -> None:  # noqa: B008
         super().__init__(every=every)
-        check_path("folder", folder, 'TensorBoardLogger("runs/line")')
-        self.folder: Path = Path(folder)
+        self.folder: Path = path_of("folder", folder, 'TensorBoardLogger("runs/line")')
         self._writer: SummaryWriter | None = None
         self._settings: dict[str, Any] = {}
         self._forget()

@@ -19,10 +19,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from loopwright.checkpoint.folder import list_checkpoints
-from loopwright.checkpoint.format import PathLike
 from loopwright.checkpoint.manifest import read_manifest
 from loopwright.checkpoint.reading import read_checkpoint, read_weights
 from loopwright.errors import CheckpointError, advise
+from loopwright.paths import PathLike, located
 from loopwright.weights import plain_module
 
 __all__ = ["best_checkpoint", "latest_checkpoint", "load_weights"]
@@ -116,7 +116,7 @@ def load_weights(path: PathLike, model: nn.Module, *, strict: bool = True) -> No
             why="latest_checkpoint and best_checkpoint return that where a folder holds none",
             fix="look at what they return before",
         )
-    folder = Path(path)
+    folder = located(path)
     model = plain_module(model)
     try:
         weights: dict[str, Any] = dict(read_weights(folder))

@@ -8,19 +8,20 @@ import os
 import re
 from pathlib import Path
 
-from loopwright.checkpoint.format import FILES, MANIFEST, NAME, PathLike
+from loopwright.checkpoint.format import FILES, MANIFEST, NAME
+from loopwright.paths import PathLike, located
 
 _LEFTOVER = re.compile(rf"\.(?:writing|deleting)-{NAME.pattern}")
 
 
 def list_checkpoints(folder: PathLike) -> list[Path]:
     """The checkpoints in a folder by name alone, oldest first: nothing in them has been verified."""
-    found = []
+    found, folder = [], located(folder)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for entry in os.scandir(folder):
             match = NAME.fullmatch(entry.name)
             if match and entry.is_dir(follow_symlinks=False):
-                found.append((int(match[1]), int(match[2] or 1), Path(folder) / entry.name))
+                found.append((int(match[1]), int(match[2] or 1), folder / entry.name))
     return [path for _, _, path in sorted(found)]
 
 

@@ -12,12 +12,9 @@ It appears by a rename, after everything in it is on the disk.
 
 from __future__ import annotations
 
-import os
 import re
-from typing import TypeAlias
 
 FORMAT, VERSION = "loopwright checkpoint", 1
 MODEL, STATE_TENSORS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "manifest.json"
 FILES = (MODEL, STATE_TENSORS, STATE)
 NAME = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})(?:-([2-9]|[1-9][0-9]{1,8}))?")  # of the folder
-PathLike: TypeAlias = str | os.PathLike[str]

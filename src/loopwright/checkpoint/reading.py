@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from loopwright.checkpoint.files import read_regular, sha256
-from loopwright.checkpoint.format import FILES, MODEL, STATE, STATE_TENSORS, PathLike
+from loopwright.checkpoint.format import FILES, MODEL, STATE, STATE_TENSORS
 from loopwright.checkpoint.manifest import read_manifest
 from loopwright.checkpoint.tensors import check_length, read_tensors
 from loopwright.errors import CheckpointError
+from loopwright.paths import PathLike, located
 from loopwright.plain import MAX_JSON_BYTES, decode, from_json
 
 _LARGE = 2**26  # bytes that are not read before the header has accounted for them
@@ -43,7 +44,7 @@ def read_checkpoint(path: PathLike) -> Contents:
     Raises:
         CheckpointError: It is missing, incomplete, damaged, of a newer format, or holds what none is written with.
     """
-    folder = Path(path)
+    folder = located(path)
     manifest = read_manifest(folder)
     if (size := manifest["files"][STATE]["size"]) > MAX_JSON_BYTES:
         raise CheckpointError(f"{folder / STATE} has {size} bytes, with which none is written")

@@ -6,11 +6,11 @@ import math
 import os
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loopwright.errors import ConfigError
 from loopwright.inspecting.rules_of_size import LARGE
+from loopwright.pictures import figure_class, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,14 +35,9 @@ def draw(evidence: Evidence, findings: Sequence[Finding], path: str | os.PathLik
     Raises:
         ConfigError: matplotlib is not installed, cannot write this format, or there is nothing to draw.
     """
-    try:
-        # Not pyplot, which would choose a backend for the whole process and keep the figure alive.
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "the gradients cannot be drawn: matplotlib is not installed", fix='pip install "loopwright[plot]"'
-        ) from error
+    figure_of = figure_class("gradients")
+    from matplotlib import colormaps
+
     layers = [la for la in evidence.layers if any(p.trainable or p.group >= 0 for p in la.parameters)]
     if not layers or not evidence.inspections:
         raise ConfigError(
@@ -51,14 +46,7 @@ def draw(evidence: Evidence, findings: Sequence[Finding], path: str | os.PathLik
             fix="plot after a fit with the inspector in callbacks=",
         )
     said = _said(findings)
-    figure = Figure(figsize=(11, 4.4 + 0.2 * said.count("\n")), dpi=110)
-    formats = figure.canvas.get_supported_filetypes()
-    suffix = Path(path).suffix.removeprefix(".").lower()
-    if suffix and suffix not in formats:
-        raise ConfigError(
-            f"{os.fspath(path)!r} ends in .{suffix}, which is no format that matplotlib writes",
-            fix=f"one of {', '.join(sorted(formats))}",
-        )
+    figure = figure_of(figsize=(11, 4.4 + 0.2 * said.count("\n")), dpi=110)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     wrong = {name for finding in findings for name in (finding.layer, *finding.others)}
     grows = any(finding.rule == "exploding" for finding in findings)
@@ -68,8 +56,7 @@ def draw(evidence: Evidence, findings: Sequence[Finding], path: str | os.PathLik
     _flow(left, layers, steps, wrong, colormaps["Blues"], signals=signals if grows else [])
     _ratios(right, layers, steps, wrong, colormaps["viridis"])
     figure.supxlabel(said, x=0.01, ha="left", fontsize=9, color=_WRONG if findings else "#3f9b57", parse_math=False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _said(findings: Sequence[Finding]) -> str:
