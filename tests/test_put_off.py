@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from faults_nets import mlp, vectors
-from helpers import At, small_trainer
-from loopwright import Every, State
+from helpers import At, Samples, small_trainer, some_batches
+from loopwright import Every, Output, State
 from loopwright.callbacks import GradientInspector
 from loopwright.state import Metrics
 
@@ -115,3 +118,52 @@ def test_an_error_in_what_was_put_off_does_not_lose_what_comes_after_it(error: B
         len(metrics)
     assert set(metrics) == left
     assert seen == [left - {"d"}]
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("inspected", [False, True], ids=["plain", "inspected"])
+def test_another_thread_may_read_while_one_trains(*, inspected: bool) -> None:
+    def run(*, watched: bool) -> tuple[list[dict[str, float]], list[str]]:
+        inspector = GradientInspector(Every(steps=1))
+        trainer = small_trainer(*([inspector] if inspected else []), step=step, seed=0)
+        ended, failed = threading.Event(), []
+
+        def watch() -> None:
+            try:
+                while not ended.is_set():
+                    found = dict(trainer.state.metrics)
+                    trainer.state.metrics.since(0)
+                    inspector.report()
+                    assert "train/other" not in found or "train/loss" in found
+            except Exception as error:
+                failed.append(repr(error))
+
+        watcher = threading.Thread(target=watch)
+        if watched:
+            watcher.start()
+        try:
+            history = trainer.fit(batches, epochs=60).history
+        finally:
+            ended.set()
+            if watched:
+                watcher.join()
+        return history, failed
+
+    def step(model: nn.Module, batch: Samples) -> Output:
+        loss = nn.functional.mse_loss(model(batch[0]), batch[1])
+        return Output(loss, metrics={"other": loss.detach() * 2})
+
+    batches = some_batches(4)
+    expected, _ = run(watched=False)
+    found, failed = run(watched=True)
+    assert failed == []
+    assert repr(found) == repr(expected)  # in which NaN may be

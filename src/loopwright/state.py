@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -101,12 +102,13 @@ class Plan:
 
 _NOTHING: Mapping[str, float | Tensor] = {}
 _MOST_PUT_OFF = 1000  # so that what waits takes no more memory in a long run
+TURNS = threading.RLock()  # held by whoever works out what was put off: another thread may read what one is training
 
 
 class Metrics(Mapping[str, float]):
     """The newest value of every name that was logged, as floats.
 
-    A value may still be on the accelerator, or not be worked out yet: reading it here is what waits.
+    A value may still be on the accelerator, or not be worked out yet: reading it here is what waits. Any thread may.
     """
 
     __slots__ = ("_held", "_later", "_mark", "_marks", "_prefix", "_values", "reads", "validated")
@@ -122,34 +124,38 @@ class Metrics(Mapping[str, float]):
 
     def hold(self, prefix: str, values: Mapping[str, float | Tensor]) -> None:
         """Store the newest values of several names under one prefix."""
-        if len(self._held) > 1 and self._held.keys() != values.keys():
-            self._let_go()
-        self._prefix, self._held = prefix, values
+        with TURNS:
+            if len(self._held) > 1 and self._held.keys() != values.keys():
+                self._let_go()
+            self._prefix, self._held = prefix, values
 
     def record(self, name: str, value: float | Tensor) -> None:
         """Store the newest value of a name that is known to be good. Callbacks call ``State.log``."""
-        if self._held:
-            self._let_go()
-        if self._later:
-            self._put_off(partial(self._store, {name: value}))
-        else:
-            self._mark = self._marks[name] = self._mark + 1
-            self._values[name] = value
+        with TURNS:
+            if self._held:
+                self._let_go()
+            if self._later:
+                self._put_off(partial(self._store, {name: value}))
+            else:
+                self._mark = self._marks[name] = self._mark + 1
+                self._values[name] = value
 
     def record_later(self, work_out: Callable[[], Mapping[str, float]]) -> None:
         """Store the newest values of names that are known to be good, which are worked out when somebody reads."""
-        if self._held:
-            self._let_go()
-        self._put_off(lambda: self._store(work_out()))  # never copied: see __getstate__
+        with TURNS:
+            if self._held:
+                self._let_go()
+            self._put_off(lambda: self._store(work_out()))  # never copied: see __getstate__
 
     def afterwards(self, act: Callable[[], None]) -> None:
         """Do something that reads what was logged so far, and nothing newer: at once, unless some of it is put off."""
-        if not self._later:
-            act()
-            return
-        if self._held:
-            self._let_go()
-        self._put_off(act)
+        with TURNS:
+            if not self._later:
+                act()
+                return
+            if self._held:
+                self._let_go()
+            self._put_off(act)
 
     def _put_off(self, act: Callable[[], None]) -> None:
         self._later.append(act)
@@ -169,17 +175,19 @@ class Metrics(Mapping[str, float]):
 
     def catch_up(self) -> None:
         """Do all that was put off, in its order."""
-        if self._held:
-            self._let_go()
-        later, self._later = self._later, []
-        done = 0
-        try:
-            for act in later:
-                act()
-                done += 1
-        except BaseException as error:  # what comes after it is not lost; nor is it, where somebody has broken it off
-            self._later = later[done + isinstance(error, Exception) :] + self._later
-            raise
+        with TURNS:
+            if self._held:
+                self._let_go()
+            later, self._later = self._later, []
+            done = 0
+            try:
+                for act in later:
+                    act()
+                    done += 1
+            except BaseException as error:
+                # What comes after it is not lost; nor is it, where somebody has broken it off.
+                self._later = later[done + isinstance(error, Exception) :] + self._later
+                raise
 
     def __getstate__(self) -> tuple[None, dict[str, object]]:
         """What is copied or pickled: nothing is put off there, as it would be done by, and to, what was copied."""
@@ -223,7 +231,7 @@ class Metrics(Mapping[str, float]):
     def __iter__(self) -> Iterator[str]:
         if self._held or self._later:
             self.catch_up()
-        return iter(self._values)
+        return iter(list(self._values))  # a copy, as another thread may be training
 
     def __len__(self) -> int:
         if self._held or self._later:
@@ -243,7 +251,7 @@ class Metrics(Mapping[str, float]):
         """The values logged after ``mark``, in the order in which their names first appeared."""
         if self._held or self._later:
             self.catch_up()
-        return {name: self[name] for name, marked in self._marks.items() if marked > mark}
+        return {name: self[name] for name, marked in list(self._marks.items()) if marked > mark}
 
     def marks(self) -> dict[str, int]:
         """The mark of every name, as it is now."""

@@ -20,7 +20,7 @@ from loopwright.inspecting.probe import Probe
 from loopwright.inspecting.rules import diagnose
 from loopwright.logger import Histograms
 from loopwright.schedule import Every, check_count, check_every
-from loopwright.state import check_name
+from loopwright.state import TURNS, check_name
 
 if TYPE_CHECKING:
     from loopwright.inspecting.inspection import Inspection
@@ -121,8 +121,9 @@ class GradientInspector(Callback[Any]):
 
     def _catch_up(self) -> None:
         """Work out the inspections that are waiting, one after the other."""
-        while self._waiting:  # one by one: an error in one of them leaves the others
-            self._work_out(*self._waiting.pop(0))
+        with TURNS:
+            while self._waiting:  # one by one: an error in one of them leaves the others
+                self._work_out(*self._waiting.pop(0))
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -167,8 +168,9 @@ class GradientInspector(Callback[Any]):
         return {p.name: layer_numbers(one, [i], [p.size]) for i, p in enumerate(self._record.parameters)}
 
     def _evidence(self) -> Evidence:
-        self._catch_up()
-        return evidence_of(self._record, died=self._died)
+        with TURNS:
+            self._catch_up()
+            return evidence_of(self._record, died=self._died)
 
     def on_fit_start(self, state: State) -> None:
         """Begin afresh in a fresh run, and find the first step to inspect."""
