@@ -109,6 +109,7 @@ FLOORS = {
         "loopwright.errors",
         "loopwright.forms",
         "loopwright.hook_names",
+        "loopwright.metrics",
         "loopwright.mismatch",
         "loopwright.mismatch_of_layers",
         "loopwright.mismatch_of_losses",

@@ -18,7 +18,7 @@ from faults_nets import mlp, vectors
 from helpers import At, Samples, small_trainer, some_batches
 from loopwright import Every, Output, State
 from loopwright.callbacks import GradientInspector
-from loopwright.state import Metrics
+from loopwright.metrics import Metrics
 
 Copy = Callable[[Any], Any]
 

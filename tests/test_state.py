@@ -28,7 +28,7 @@ from loopwright import (
 )
 from loopwright.callbacks import EarlyStopping
 from loopwright.device import resolve_device
-from loopwright.state import Metrics, check_name
+from loopwright.metrics import Metrics, check_name
 from loopwright.testing import tiny_state
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from loopwright import Callback, ConfigError, Every, Output, Schedule, State, Trainer
 from loopwright.callbacks import TensorBoardLogger
-from loopwright.state import Metrics
+from loopwright.metrics import Metrics
 from loopwright.testing import tiny_data, tiny_model, tiny_state, two_step_fit
 
 Points = dict[str, list[tuple[int, float]]]

@@ -17,7 +17,7 @@ import loopwright
 from loopwright import Callback, Trainer
 from loopwright.callbacks import CSVLogger, EarlyStopping
 from loopwright.history import History
-from loopwright.state import Metrics
+from loopwright.metrics import Metrics
 
 HERE = str(Path(loopwright.__file__).parent)
 

@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loopwright.state import Metrics, State
+    from loopwright.metrics import Metrics
+    from loopwright.state import State
 
 
 class History:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loopwright.errors import ConfigError, UnknownMetricError
 from loopwright.forms import Count, check_form
+from loopwright.metrics import check_name, of_stage, unknown_metric
 from loopwright.schedule import Every
-from loopwright.state import check_name, of_stage, unknown_metric
 
 if TYPE_CHECKING:
     from loopwright.state import State

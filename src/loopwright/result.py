@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from loopwright.errors import ConfigError, counted
+from loopwright.metrics import of_one_layer
 from loopwright.pictures import figure_class, save_figure
-from loopwright.state import Progress, of_one_layer
+from loopwright.state import Progress
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

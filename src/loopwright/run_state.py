@@ -12,10 +12,11 @@ from loopwright.adapters import check_optimizer, check_scaler, check_schedule
 from loopwright.data import Loader
 from loopwright.errors import CheckpointError, ConfigError
 from loopwright.forms import Count, alike, check_form
+from loopwright.metrics import check_name
 from loopwright.monitor import Judged, Monitor
 from loopwright.randomness import RandomState, generators_of
 from loopwright.schedule import Schedule
-from loopwright.state import State, check_name
+from loopwright.state import State
 from loopwright.weights import parameters_beside, parameters_of, plain_module
 
 

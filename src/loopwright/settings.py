@@ -15,9 +15,9 @@ from loopwright.callback import Callback
 from loopwright.errors import ConfigError, nearest
 from loopwright.guard import NonFinitePolicy
 from loopwright.logger import check_apart
+from loopwright.metrics import check_name
 from loopwright.precision import Precision
 from loopwright.schedule import Schedule, check_count
-from loopwright.state import check_name
 from loopwright.step import LossFn, Metric, describe
 
 

@@ -27,6 +27,7 @@ from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
 from loopwright.metric_calls import compute_metric, reset_metric, update_metric
+from loopwright.metrics import check_name
 from loopwright.mismatch import explain_in_note
 from loopwright.modes import compiled, evaluating
 from loopwright.monitor import check_validated, unvalidated
@@ -43,7 +44,7 @@ from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.scheduling import check_lasts, explain_end
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
-from loopwright.state import Plan, Stage, State, check_name, written_to
+from loopwright.state import Plan, Stage, State, written_to
 from loopwright.step import (
     LossFn,
     Metric,

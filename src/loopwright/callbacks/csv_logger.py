@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
 from loopwright.logger import Logger
+from loopwright.metrics import check_name
 from loopwright.paths import file_in_the_way, numbered, path_of
 from loopwright.schedule import Every
-from loopwright.state import check_name
 
 if TYPE_CHECKING:
     from loopwright.state import State

@@ -19,8 +19,8 @@ from loopwright.inspecting.inspection import MISSING, LayerNumbers, Record, laye
 from loopwright.inspecting.probe import Probe
 from loopwright.inspecting.rules import diagnose
 from loopwright.logger import Histograms
+from loopwright.metrics import TURNS, check_name
 from loopwright.schedule import Every, check_count, check_every
-from loopwright.state import TURNS, check_name
 
 if TYPE_CHECKING:
     from loopwright.inspecting.inspection import Inspection

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from loopwright.callback import Callback, after_the_others, without_output
-from loopwright.state import of_one_layer
+from loopwright.metrics import of_one_layer
 
 if TYPE_CHECKING:
     from loopwright.state import Plan, State
