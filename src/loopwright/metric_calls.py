@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from loopwright.errors import ConfigError
-from loopwright.mismatch_of_layers import short
+from loopwright.mismatch.layers import short
 from loopwright.nonfinite.census import joined, tensors_in
 from loopwright.step import Metric, Output, describe
 

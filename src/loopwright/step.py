@@ -17,8 +17,8 @@ from typing_extensions import TypeVar
 from loopwright.device import map_tensors
 from loopwright.errors import ConfigError, DataError, ShapeMismatchError
 from loopwright.metrics import check_name, scalar
-from loopwright.mismatch_of_losses import of_classes, of_two
-from loopwright.one_class import check_classes, is_softmax
+from loopwright.mismatch.losses import of_classes, of_two
+from loopwright.mismatch.one_class import check_classes, is_softmax
 
 Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
 Batch = TypeVar("Batch", default=Any)

@@ -14,7 +14,7 @@ from loopwright.checks.seen import listed
 from loopwright.errors import LoopwrightError
 from loopwright.metric_calls import RAISED
 from loopwright.mismatch import likely_cause, unlike_types
-from loopwright.mismatch_of_layers import short
+from loopwright.mismatch.layers import short
 from loopwright.nonfinite.census import tensors_in
 from loopwright.preflight import Check
 

@@ -12,8 +12,8 @@ from loopwright.checks.recorder import BINARY, BY_CLASS, ELEMENTWISE, LossCall
 from loopwright.checks.sampling import is_shuffled
 from loopwright.checks.seen import NOT_RUN, OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, rms, why_unseen
 from loopwright.errors import ConfigError, ShapeMismatchError
-from loopwright.mismatch_of_losses import for_one_class
-from loopwright.one_class import ONE_CLASS
+from loopwright.mismatch.losses import for_one_class
+from loopwright.mismatch.one_class import ONE_CLASS
 from loopwright.preflight import Check
 from loopwright.settings import sum_over_window
 

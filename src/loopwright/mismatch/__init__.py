@@ -1,7 +1,8 @@
 """What torch's errors of dtypes, shapes and ranges most likely mean, read from the call that raised them.
 
-Nothing here runs before there is an error. Nothing is taken from an error's wording but whether it speaks of types: the
-arguments are looked up in the frames of the traceback, and what is said of them was seen there.
+Nothing here runs before there is an error, but for ``one_class``, about which torch raises none. Nothing is taken from an
+error's wording but whether it speaks of types: the arguments are looked up in the frames of the traceback, and what is
+said of them was seen there.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from loopwright.errors import LoopwrightError
-from loopwright.mismatch_of_layers import CASTS, Cause, Given, of_arguments, of_layer, of_other_kind, short
-from loopwright.mismatch_of_losses import FUNCTIONS, of_function
+from loopwright.mismatch.layers import CASTS, Cause, Given, of_arguments, of_layer, of_other_kind, short
+from loopwright.mismatch.losses import FUNCTIONS, of_function
 from loopwright.nonfinite.census import each_tensor, tensors_in
 
 # In the text of an error of torch's: it speaks of types.

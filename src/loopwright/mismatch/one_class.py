@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its name everywhere
 
 from loopwright.errors import ConfigError
-from loopwright.mismatch_of_losses import for_one_class
+from loopwright.mismatch.losses import for_one_class
 
 ONE_CLASS = "the cross-entropy is over one class"
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopwright.mismatch_of_layers import CASTS, Cause, kind_of, short
+from loopwright.mismatch.layers import CASTS, Cause, kind_of, short
 
 _OF_CLASSES = (torch.int64, torch.uint8)  # what a loss of classes takes for their numbers
 
