@@ -1,8 +1,8 @@
 """What torch's errors of dtypes, shapes and ranges most likely mean, read from the call that raised them.
 
-Nothing here runs before there is an error, but for ``one_class``, about which torch raises none. Nothing is taken from an
-error's wording but whether it speaks of types: the arguments are looked up in the frames of the traceback, and what is
-said of them was seen there.
+Nothing here runs before there is an error, but for ``one_class``, about which torch raises none. Nothing is taken from
+an error's wording but whether it speaks of types: the arguments are looked up in the frames of the traceback, and what
+is said of them was seen there.
 """
 
 from __future__ import annotations
