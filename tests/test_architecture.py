@@ -100,6 +100,7 @@ FLOORS = {
         "loopwright.saver",
         "loopwright.scheduling",
         "loopwright.settings",
+        "loopwright.sizes",
         "loopwright.step",
         "loopwright.window",
     ],

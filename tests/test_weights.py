@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from helpers import At, Samples, Unsized, line, line_trainer, ragged
 from loopwright import ConfigError, DataError, Output, State, Trainer
-from loopwright.step import batch_size
+from loopwright.sizes import batch_size
 
 IGNORED = -100
 

@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from loopwright.averages import Watch
 from loopwright.errors import NonFiniteError
-from loopwright.step import bad_weight, check_trainable
+from loopwright.sizes import bad_weight
+from loopwright.step import check_trainable
 
 if TYPE_CHECKING:
     from loopwright.state import State

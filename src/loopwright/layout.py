@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from loopwright.step import sizes
+from loopwright.sizes import sizes
 
 Kind = Literal["tensor", "sequence", "mapping", "other"]
 

@@ -1,11 +1,13 @@
-"""The three methods of a metric, called so that what they raise says which metric it was."""
+"""The three methods of a metric, called so that what they raise says which metric it was; and what one computed."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from loopwright.errors import ConfigError
+from loopwright.metrics import check_name, scalar
 from loopwright.mismatch.layers import short
 from loopwright.nonfinite.census import joined, tensors_in
 from loopwright.step import Metric, Output, describe
@@ -74,3 +76,29 @@ def _given(what: str, value: Any) -> str:
         return joined(tensors) if tensors else f"{what} {describe(value)}"
     except Exception:  # of a tensor without one shape, for example: the error at hand is what is to be seen
         return f"{what} an object of type {type(value).__name__}"
+
+
+def together(scores: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+    """Both together.
+
+    Raises:
+        ConfigError: They have a name in common.
+    """
+    for name in scores.keys() & more.keys():
+        raise ConfigError(
+            f"{name!r} is measured twice",
+            why="the step returns a metric of this name, and metrics= has one as well",
+            fix="another name for one of them",
+        )
+    return scores | more
+
+
+def named_scores(name: str, computed: Any) -> dict[str, float]:
+    """What a metric computed, as floats under names: one, or one for each key of a mapping.
+
+    Raises:
+        ConfigError: It is neither a number nor a mapping to numbers.
+    """
+    if isinstance(computed, Mapping):
+        return {key: value for k, v in computed.items() for key, value in named_scores(f"{name}/{k}", v).items()}
+    return {check_name(name): float(scalar(name, computed))}

@@ -26,7 +26,7 @@ from loopwright.callbacks.early_stopping import EarlyStopping, restoring
 from loopwright.device import map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
-from loopwright.metric_calls import compute_metric, reset_metric, update_metric
+from loopwright.metric_calls import compute_metric, named_scores, reset_metric, together, update_metric
 from loopwright.metrics import check_name
 from loopwright.mismatch import explain_in_note
 from loopwright.modes import compiled, evaluating
@@ -44,6 +44,7 @@ from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.scheduling import check_lasts, explain_end
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
+from loopwright.sizes import weigh
 from loopwright.state import Plan, Stage, State, written_to
 from loopwright.step import (
     LossFn,
@@ -52,12 +53,9 @@ from loopwright.step import (
     Step,
     as_output,
     inputs_of,
-    joined,
-    named_scores,
     predictions_of,
     supervised_step,
     values_of,
-    weigh,
 )
 from loopwright.unrecorded import step_of, zero_grad_of
 from loopwright.weights import copied, holds, snapshot
@@ -802,7 +800,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             scores = {f"{name}/{key}": value for key, value in averages.means().items()}
             for metric_name, metric in metrics.items():
                 computed = compute_metric(metric_name, metric)
-                scores = joined(scores, named_scores(f"{name}/{metric_name}", computed))
+                scores = together(scores, named_scores(f"{name}/{metric_name}", computed))
             for key, value in scores.items():
                 state.metrics.record(key, value)
                 if stage == "val" and not math.isfinite(value):

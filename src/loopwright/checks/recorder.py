@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from loopwright.errors import DataError
 from loopwright.nonfinite.census import each_tensor
-from loopwright.step import batch_size
+from loopwright.sizes import batch_size
 
 BY_CLASS: Mapping[Callable[..., Tensor], str] = {F.cross_entropy: "cross_entropy", F.nll_loss: "nll_loss"}
 BINARY: Mapping[Callable[..., Tensor], str] = {

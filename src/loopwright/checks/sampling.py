@@ -29,7 +29,8 @@ from loopwright.batches import keeps_place
 from loopwright.data import Loader
 from loopwright.device import map_tensors
 from loopwright.fetching import fetched
-from loopwright.step import batch_size, describe
+from loopwright.sizes import batch_size
+from loopwright.step import describe
 
 _CONTAINERS = (list, tuple, dict, set, collections.deque, collections.OrderedDict)
 _LOOKED_INTO = 64  # a longer list is one of samples, and not of datasets

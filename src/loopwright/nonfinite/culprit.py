@@ -20,8 +20,9 @@ from loopwright.nonfinite.reasons import SOFTMAXES, backward_reason, forward_rea
 from loopwright.nonfinite.rerun import Replay, Seen, run_again
 from loopwright.nonfinite.watch import Event, is_constant
 from loopwright.nonfinite.words import listed, made_by, named
+from loopwright.sizes import batch_size
 from loopwright.state import State
-from loopwright.step import Output, batch_size
+from loopwright.step import Output
 from loopwright.weights import plain_module
 
 _GROWN = 1e6  # a weight that no training at a sound learning rate comes to
