@@ -346,7 +346,7 @@ def test_a_finding_goes_to_the_log_as_a_warning(caplog: pytest.LogCaptureFixture
     small_trainer(GradientInspector(), model=model, optimizer=adam).fit(vectors(), steps=40)
     (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert record.getMessage().startswith(
-        "gradients, steps 1 to 40: 1 finding\nvanishing in layer 0: from 18 back to 0"
+        "gradients, steps 1 to 40: 1 finding\nvanishing in layer 0: from layer 18 back to layer 0"
     )
     assert "likely cause: " in record.getMessage()
     assert "first remedy: " in record.getMessage()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from loopwright.errors import ConfigError
 from loopwright.inspecting.rules_of_size import LARGE
@@ -22,6 +22,7 @@ _USUAL = 1e-3, 1e-4, 1e-2  # the rule of thumb for update ratios, and a decade t
 _LINES = 6  # inspections that are drawn by depth
 _WRONG = "#b3261e"
 _NAMED = 24  # layers whose names fit under the axis
+_LEGEND: Mapping[str, Any] = {"fontsize": 8, "framealpha": 0.8, "edgecolor": "none"}  # pale where it lies over a line
 
 
 def draw(evidence: Evidence, findings: Sequence[Finding], path: str | os.PathLike[str]) -> None:
@@ -109,7 +110,7 @@ def _flow(
     if len(layers) <= _NAMED:
         ax.set_xticks(list(places), [_short(la.name) for la in layers], rotation=55, ha="right", fontsize=8)
     _plain(ax)
-    ax.legend(frameon=False, fontsize=8, ncols=2)
+    ax.legend(**_LEGEND, ncols=2)
 
 
 def _ratios(ax: Axes, layers: Sequence[Layer], steps: Sequence[int], wrong: set[str], colors: Colormap) -> None:
@@ -141,7 +142,7 @@ def _ratios(ax: Axes, layers: Sequence[Layer], steps: Sequence[int], wrong: set[
     ax.set_xlabel("optimizer step")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     _plain(ax)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(**_LEGEND)
 
 
 def _plain(ax: Axes) -> None:

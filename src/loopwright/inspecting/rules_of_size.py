@@ -41,7 +41,7 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
             yield finding_of(
                 "exploding",
                 [layers[0].name],
-                f"from {layers[-1].name} back to {layers[0].name} the {what} grows by a factor of 10^{decades:.1f}",
+                f"from layer {layers[-1].name} back to layer {layers[0].name} the {what} grows by a factor of 10^{decades:.1f}",
                 "each layer passes on more than it gets: weights too large at the start",
                 "initialise by He's or Glorot's rule, and put normalisations or residual connections between",
                 decades=decades,
@@ -123,7 +123,7 @@ def vanishing(evidence: Evidence) -> Iterator[Finding]:
         yield finding_of(
             "vanishing",
             [layers[0].name],
-            f"from {layers[-1].name} back to {layers[0].name} the gradient falls by a factor of 10^{decades:.1f}",
+            f"from layer {layers[-1].name} back to layer {layers[0].name} the gradient falls by a factor of 10^{decades:.1f}",
             "each layer passes on a part of what it gets: sigmoid or tanh in depth, or weights too small at the start",
             "ReLU or GELU with He's initialisation, residual connections, or normalisations between the layers",
             decades=decades,
