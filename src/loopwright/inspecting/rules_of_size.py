@@ -41,7 +41,7 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
             yield finding_of(
                 "exploding",
                 [layers[0].name],
-                f"from layer {layers[-1].name} back to layer {layers[0].name} the {what} grows by a factor of 10^{decades:.1f}",
+                f"{_back(layers)} the {what} grows by a factor of 10^{decades:.1f}",
                 "each layer passes on more than it gets: weights too large at the start",
                 "initialise by He's or Glorot's rule, and put normalisations or residual connections between",
                 decades=decades,
@@ -123,7 +123,7 @@ def vanishing(evidence: Evidence) -> Iterator[Finding]:
         yield finding_of(
             "vanishing",
             [layers[0].name],
-            f"from layer {layers[-1].name} back to layer {layers[0].name} the gradient falls by a factor of 10^{decades:.1f}",
+            f"{_back(layers)} the gradient falls by a factor of 10^{decades:.1f}",
             "each layer passes on a part of what it gets: sigmoid or tanh in depth, or weights too small at the start",
             "ReLU or GELU with He's initialisation, residual connections, or normalisations between the layers",
             decades=decades,
@@ -269,6 +269,10 @@ def _rounded(value: float) -> float:
 def _deep(evidence: Evidence) -> list[Layer]:
     """The layers that make up the depth: those that mix their inputs, and learn."""
     return [la for la in evidence.layers if la.matrix and la.held and any(n.grad > 0 for n in la.numbers)]
+
+
+def _back(layers: Sequence[Layer]) -> str:
+    return f"from layer {layers[-1].name} back to layer {layers[0].name}"
 
 
 def _trend(norms: Sequence[float]) -> float:
