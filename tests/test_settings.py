@@ -52,6 +52,22 @@ def _lbfgs(**settings: Any) -> Trainer:
     return _make(model=model, optimizer=torch.optim.LBFGS(model.parameters()), **settings)
 
 
+def _sparse(**settings: Any) -> Trainer:
+    return _make(model=nn.Sequential(nn.Embedding(4, 3, sparse=True), nn.Linear(3, 1)), **settings)
+
+
+class TurnsSparse(nn.Module):
+    """Something of the user's own whose gradient is sparse, as no class of torch's tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = nn.functional.embedding(torch.zeros(len(x), dtype=torch.int64), self.weight, sparse=True)
+        return (rows * x).sum(1, keepdim=True)
+
+
 def _twice() -> Trainer:
     callback = Callback[Any]()
     return _make(callbacks=[callback, callback])
@@ -125,6 +141,11 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "LBFGS and accumulate": (lambda: _lbfgs(accumulate=2), "accumulate does not go with LBFGS"),
     "LBFGS and fp16": (lambda: _lbfgs(precision="fp16"), "precision='fp16' does not go with LBFGS"),
     "LBFGS and skip": (lambda: _lbfgs(on_nonfinite="skip"), "on_nonfinite='skip' does not go with LBFGS"),
+    "clip_norm and a sparse layer": (lambda: _sparse(clip_norm=1.0), "sparse gradients, as 0.weight has them"),
+    "clip_norm and a gradient that turns out sparse": (
+        lambda: _make(model=TurnsSparse(), clip_norm=1.0).fit(ragged(2), epochs=1),
+        "sparse gradients, as weight has them",
+    ),
     "fit without a target": (lambda: _make().fit(ragged(2)), "fit has no target"),
     "epochs 0": (lambda: _make().fit(ragged(2), epochs=0), "epochs is 0"),
     "epochs a float": (lambda: _make().fit(ragged(2), epochs=1.5), "epochs is 1.5"),  # type: ignore[arg-type]
@@ -514,3 +535,12 @@ def test_a_loss_of_whole_numbers_is_not_told_to_take_a_mean_that_torch_refuses()
         _make(loss=wrong).fit(ragged(2), epochs=1)
     assert "mean" not in caught.value.fix
     assert "have a gradient" in caught.value.fix
+
+
+def test_a_sparse_layer_that_is_not_trained_may_be_there_where_others_are_clipped() -> None:
+    model = nn.Sequential(nn.Embedding(4, 3, sparse=True), nn.Flatten(), nn.Linear(6, 1))
+    batches = [(torch.tensor([[0, 1], [2, 3]]), torch.randn(2, 1))] * 2
+    for optimizer in (torch.optim.SGD(model[2].parameters(), lr=0.1), _sgd(model)):
+        _make(model=model, optimizer=optimizer, clip_norm=1.0).fit(batches, epochs=1)
+        model[0].requires_grad_(False)
+        model.zero_grad()

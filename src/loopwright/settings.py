@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -91,6 +91,15 @@ class Settings:
                     fix="leave that setting at its default, or choose an optimizer without a closure",
                 )
 
+    def check_sparse(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Raise ConfigError where gradients are to be clipped that torch has no norm of."""
+        if self.clip_norm is None:
+            return
+        sparse = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse}
+        sparse &= {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        if names := [name for name, p in model.named_parameters() if id(p) in sparse]:
+            raise sparse_clipping(names)
+
     def doubts(self, model: nn.Module, optimizer: Optimizer, loss: object) -> list[str]:
         """What can be meant, and seldom is, in words for a warning.
 
@@ -118,6 +127,16 @@ class Settings:
                     f"{'them' if missing[1:] else 'it'}: {name}([*model.parameters(), *loss.parameters()], ...) would"
                 )
         return found
+
+
+def sparse_clipping(names: Sequence[str]) -> ConfigError:
+    """The error for gradients that are to be clipped, and are sparse: those of the parameters of these names."""
+    of = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    return ConfigError(
+        f"clip_norm does not go with sparse gradients, as {of} {'have' if names[1:] else 'has'} them",
+        why="torch does not compute their norm",
+        fix="sparse=False in the embedding, or leave clip_norm out",
+    )
 
 
 def sum_over_window(loss: object, accumulate: int) -> str:

@@ -43,7 +43,7 @@ from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.scheduling import check_lasts, explain_end
-from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step
+from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step, sparse_clipping
 from loopwright.sizes import weigh
 from loopwright.state import Plan, Stage, State, written_to
 from loopwright.step import (
@@ -140,6 +140,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             on_nonfinite=on_nonfinite,
         )
         self._settings.check_schedule(optimizer)
+        self._settings.check_sparse(model, optimizer)
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
         if self._takes_closure:
@@ -584,7 +585,12 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
 
     def _clip(self, largest: float) -> None:
         # What clip_grad_norm_ does, with a look at the norm before it turns every gradient into NaN.
-        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        try:
+            norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        except NotImplementedError:
+            if sparse := [n for n, p in self.state.model.named_parameters() if p.grad is not None and p.grad.is_sparse]:
+                raise sparse_clipping(sparse) from None  # torch's own words are a hundred lines about other things
+            raise
         if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
             self._guard.norm(self.state, norm)
         nn.utils.clip_grads_with_norm_(self._parameters, largest, norm)
