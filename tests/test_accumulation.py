@@ -503,3 +503,99 @@ def test_output_metrics_are_averaged_over_the_window_and_the_epoch_like_the_loss
     history = trainer.fit(batches, epochs=1).history
     assert seen == pytest.approx([(9 + 1) / 4, (16 + 4) / 6])
     assert history[0]["train/size"] == pytest.approx((9 + 1 + 16 + 4) / 10)
+
+
+class Thaws(Callback[Any]):
+    """Has the optimizer train the first layer too from the second epoch on."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_epoch_start(self, state: State) -> None:
+        if state.progress.epoch == 1 and not isinstance(state.model, nn.Linear):
+            state.optimizer.add_param_group({"params": list(next(state.model.children()).parameters())})
+
+    def on_step_end(self, state: State) -> None:
+        self.norms.append(norm([p.grad for g in state.optimizer.param_groups for p in g["params"]]))
+
+
+@pytest.mark.parametrize("setting", [{"clip_norm": 0.05}, {"accumulate": 2}, {"on_nonfinite": "skip"}], ids=str)
+def test_parameters_that_the_optimizer_gets_in_mid_run_belong_to_its_steps(setting: dict[str, Any]) -> None:
+    model, batches = regression([2, 5, 3, 4])
+    first, last, thaws = next(model.children()), list(model.children())[-1], Thaws()
+    trainer = Trainer(model, sgd(last), nn.MSELoss(), callbacks=[thaws], device="cpu", **setting)
+    trainer.fit(batches, epochs=3)
+
+    size, largest = setting.get("accumulate", 1), setting.get("clip_norm")
+    twin, _ = regression([2, 5, 3, 4])
+    optimizer = sgd(list(twin.children())[-1])
+    for epoch in range(3):
+        if epoch == 1:
+            optimizer.add_param_group({"params": list(next(twin.children()).parameters())})
+        for window in runs_of(batches, size):
+            twin.zero_grad()
+            inputs, targets = joined([batches[i] for i in window])
+            nn.functional.mse_loss(twin(inputs), targets).backward()  # type: ignore[no-untyped-call]  # as above
+            if largest is not None:
+                nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], largest)
+            optimizer.step()
+    assert close(weights_of(model), weights_of(twin))
+    assert not torch.equal(next(first.parameters()), next(next(regression([2])[0].children()).parameters()))
+    assert largest is None or max(thaws.norms) <= largest * (1 + 1e-6)
+
+
+def test_a_gradient_that_overflows_in_a_layer_that_came_late_skips_its_step() -> None:
+    model, batches = regression([2, 2])
+
+    class Overflows(Thaws):
+        def on_before_step(self, state: State) -> None:
+            gradient = next(model.parameters()).grad
+            if state.progress.epoch == 1 and gradient is not None:
+                gradient.fill_(torch.inf)
+
+    optimizer = sgd(list(model.children())[-1])
+    trainer = Trainer(model, optimizer, nn.MSELoss(), callbacks=[Overflows()], device="cpu", on_nonfinite="skip")
+    assert trainer.fit(batches, epochs=2).progress.skipped == 2
+
+
+class Growing:
+    """A loader with another number of batches in each epoch, as samplers have that fill batches with tokens."""
+
+    def __init__(self, batches: Sequence[Samples], first: int, more: int) -> None:
+        self.batches, self.first, self.more = batches, first, more
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.first + self.more * self.epoch
+
+    def __iter__(self) -> Iterator[Samples]:
+        return iter(self.batches[: len(self)])
+
+
+@pytest.mark.parametrize(("first", "more"), [(6, 1), (6, -1), (3, 2), (5, -2)])
+def test_the_length_of_each_epoch_is_asked_anew(first: int, more: int, caplog: pytest.LogCaptureFixture) -> None:
+    model, batches = regression([2] * 8)
+    data, ends = Growing(batches, first, more), []
+
+    class Turns(Callback[Any]):
+        def on_epoch_start(self, state: State) -> None:
+            data.epoch = state.progress.epoch
+
+        def on_epoch_end(self, state: State) -> None:
+            ends.append((state.progress.step, state.plan.batches))
+
+    def fresh() -> Trainer:
+        ends.clear()
+        data.epoch = 0
+        return Trainer(model, sgd(model), nn.MSELoss(), callbacks=[Turns()], device="cpu", accumulate=4)
+
+    lengths = [first, first + more, first + 2 * more]
+    steps = [-(-length // 4) for length in lengths]
+    fresh().fit(data, epochs=3)
+    assert ends == [(sum(steps[: k + 1]), lengths[k]) for k in range(3)]
+
+    in_the_second = steps[0] + 1
+    progress = fresh().fit(data, steps=in_the_second).progress
+    over = steps[1] == 1
+    assert (progress.epoch, progress.batch) == ((2, 0) if over else (1, 4))
+    assert "has a length of" not in caplog.text

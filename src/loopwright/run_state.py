@@ -134,8 +134,8 @@ def checked(
         raise CheckpointError("the optimizer holds other parameters beside the model's than the checkpoint does")
     if schedule is not None:
         check_schedule(schedule.lr_scheduler, found["schedule"])
-    if scaler is not None and found["scaler"] is not None:
-        check_scaler(scaler, found["scaler"])
+    if found["scaler"] is not None:  # one that this run has no use for must be one as well
+        check_scaler(scaler or torch.amp.GradScaler("cpu"), found["scaler"])
     _check_numbers(found)
     _check_gradients(parameters_of(state.model, state.optimizer), found)
     return found

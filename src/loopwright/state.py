@@ -57,12 +57,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the present call asked for: the settings of one fit, fixed while it runs.
+    """What the present call asked for: the settings of one fit.
+
+    They are fixed while it runs, but for ``batches``, which the loader is asked for anew in each epoch.
 
     Attributes:
         epochs: The absolute target in epochs, or None.
         steps: The absolute target in optimizer steps, or None.
-        batches: Batches in one epoch, or None where the loader has no length.
+        batches: Batches in the present epoch, or None where the loader has no length.
         val_batches: Batches in one validation pass, or None where there is none or it has no length.
         validate: When a validation is due, or None where no validation data was given.
         accumulate: Batches to one optimizer step.

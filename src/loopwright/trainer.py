@@ -58,7 +58,7 @@ from loopwright.step import (
     values_of,
 )
 from loopwright.unrecorded import step_of, zero_grad_of
-from loopwright.weights import copied, holds, snapshot
+from loopwright.weights import copied, holds, parameters_of, snapshot
 from loopwright.window import Window
 
 Model = TypeVar("Model", bound=nn.Module, default=nn.Module)
@@ -200,6 +200,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         self._single = Window(1) if accumulate == 1 else None  # the same one for each batch
         self._in_hand: int | None = None  # the samples of a batch whose step is made, and that is not counted yet
         self._output_wanted = False
+        self._held: list[int] = []  # what the optimizer held when it was looked up which parameters these are
         self._parameters: list[Tensor] = []  # the optimizer's, in the model's order
         self._zero_grad: Callable[[], None] = optimizer.zero_grad  # and what the model has beside them
         self._step_optimizer: Callable[[], object] = optimizer.step  # made anew by each fit, as a copy needs its own
@@ -387,6 +388,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         hooks.on_epoch_start(state)
         if state.stop_reason is not None:
             return
+        if (batches := length_of(train)) != plan.batches:  # a sampler may make as many as each epoch needs
+            plan = state.plan = dataclasses.replace(plan, batches=batches)
         if progress.batch == 0:
             self._run.averages = Averages(eager=self._eager)
         self._guard.begin(state)
@@ -512,7 +515,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         if scaler is not None:
             scaler.unscale_(optimizer)
         if window.size > 1 and (correction := window.correction()) is not None:
-            for parameter in self._parameters:
+            for parameter in self._trained():
                 if parameter.grad is not None:
                     parameter.grad.div_(correction)
         hooks.on_before_step(state)
@@ -524,7 +527,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             scaler.update()
             skipped = scaler.get_scale() < scale
         elif self._settings.on_nonfinite == "skip" and not all_finite(
-            parameter.grad for parameter in self._parameters if parameter.grad is not None
+            parameter.grad for parameter in self._trained() if parameter.grad is not None
         ):
             skipped = True
             self._skips.found(self._guard.found(state, NORM, None))
@@ -585,15 +588,25 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
 
     def _clip(self, largest: float) -> None:
         # What clip_grad_norm_ does, with a look at the norm before it turns every gradient into NaN.
+        trained = self._trained()
         try:
-            norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         except NotImplementedError:
             if sparse := [n for n, p in self.state.model.named_parameters() if p.grad is not None and p.grad.is_sparse]:
                 raise sparse_clipping(sparse) from None  # torch's own words are a hundred lines about other things
             raise
         if self._scaler is None:  # under fp16 an infinite norm is the scaler's to handle
             self._guard.norm(self.state, norm)
-        nn.utils.clip_grads_with_norm_(self._parameters, largest, norm)
+        nn.utils.clip_grads_with_norm_(trained, largest, norm)
+
+    def _trained(self) -> list[Tensor]:
+        """What the optimizer holds, in the model's order. A callback that thaws layers step by step adds to it."""
+        held = [id(p) for group in self.state.optimizer.param_groups for p in group["params"]]
+        if held != self._held:
+            there = set(held)
+            every = parameters_of(self.state.model, self.state.optimizer)
+            self._held, self._parameters = held, [p for p in every if id(p) in there]
+        return self._parameters
 
     def _stepped(self, hooks: Hooks, window: Window) -> None:
         """After an optimizer step: counters, metrics, hooks, schedule."""
@@ -708,12 +721,9 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             logger.info("the model was in eval mode; it has been put in training mode, with all of its submodules")
         if self._run.plateau is not None:
             check_validated(self._run.plateau.name, state)
-        held = {id(p): p for group in state.optimizer.param_groups for p in group["params"]}
-        of_model = {id(p): p for p in model.parameters()}
-        self._parameters = [p for key, p in of_model.items() if key in held]
-        self._parameters += [p for key, p in held.items() if key not in of_model]
+        trained = {id(p) for p in self._trained()}
         self._step_optimizer = step_of(state.optimizer)
-        self._zero_grad = zero_grad_of(state.optimizer, [p for key, p in of_model.items() if key not in held])
+        self._zero_grad = zero_grad_of(state.optimizer, [p for p in model.parameters() if id(p) not in trained])
 
     def _end(self, hooks: Hooks) -> None:
         """The end of a fit that went well."""
