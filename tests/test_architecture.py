@@ -124,6 +124,7 @@ FLOORS = {
         "loopwright.precision",
         "loopwright.randomness",
         "loopwright.schedule",
+        "loopwright.scopes",
         "loopwright.signals",
         "loopwright.state",
         "loopwright.unrecorded",

@@ -38,6 +38,13 @@ class Falsy(Exception):  # noqa: N818
         return False
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):  # noqa: N818
+    """An exception that refuses every attribute that somebody sets."""
+
+    sample: int
+
+
 KINDS: dict[str, Callable[[], BaseException]] = {
     "ValueError": lambda: ValueError("planted"),
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -49,6 +56,7 @@ KINDS: dict[str, Callable[[], BaseException]] = {
     "BaseExceptionGroup": lambda: BaseExceptionGroup("planted", [KeyboardInterrupt(), TypeError("two")]),
     "one with arguments that it needs": lambda: Demanding(7, place="here"),
     "one that is false": lambda: Falsy("planted"),
+    "one that is frozen": lambda: Frozen(3),
 }
 IN_A_FIT = [hook for hook in HOOKS if hook != "on_exception"]
 IN_AN_EVALUATION = ["setup", "on_eval_start", "on_eval_batch_end", "on_eval_end", "teardown"]

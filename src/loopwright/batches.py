@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 
 from loopwright.data import Loader
-from loopwright.errors import DataError
+from loopwright.errors import DataError, note
 from loopwright.fetching import (
     STANDARD,
     can_skip,
@@ -166,7 +166,7 @@ class EpochData:
             try:
                 batch = next(batches, _NONE)
             except Exception as error:
-                error.add_note(f"it was batch {number + 1} of the {done} that are done, and are gone through once more")
+                note(error, f"it was batch {number + 1} of the {done} that are done, and are gone through once more")
                 raise
             if batch is _NONE:
                 raise DataError(
@@ -310,11 +310,12 @@ def named(
             yield batch
             number += 1
     except Exception as error:
-        error.add_note(where(number))
+        note(error, where(number))
         if isinstance(error, RuntimeError) and re.match(r"DataLoader (worker|timed out)", str(error)):
-            error.add_note(
-                "the worker may have been at a later batch; workers that are killed often lack memory or shared memory "
-                "(/dev/shm); with num_workers=0 the data is made in this process, where its own error shows"
+            note(
+                error,
+                "the worker may have been at a later batch; workers that are killed often lack memory or shared "
+                "memory (/dev/shm); with num_workers=0 the data is made in this process, where its own error shows",
             )
         raise
 

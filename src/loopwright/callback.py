@@ -12,7 +12,7 @@ from torch import nn
 from typing_extensions import TypeVar
 
 from loopwright.arguments import NamedArguments
-from loopwright.errors import counted
+from loopwright.errors import counted, note
 from loopwright.hook_names import respelt, suggestion
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class Hooks(Callback[Any]):
             try:
                 callback.setup(self._state)
             except BaseException as error:
-                error.add_note(f"raised by {_name(callback)} in its hook setup")
+                note(error, f"raised by {_name(callback)} in its hook setup")
                 self._unwind(error)
                 raise
             self._set_up.append(callback)
@@ -248,15 +248,16 @@ class Hooks(Callback[Any]):
     ) -> None:
         if error is not None:
             progress = self._state.progress
-            error.add_note(
+            note(
+                error,
                 f"finished by then: {counted(progress.epoch, 'epoch')}, "
                 f"{counted(progress.batch, 'batch', 'batches')} of the next, "
-                f"{counted(progress.step, 'optimizer step')} (stage {self._state.stage!r})"
+                f"{counted(progress.step, 'optimizer step')} (stage {self._state.stage!r})",
             )
             if (origin := _origin(error, self._callbacks)) is not None:
-                error.add_note(f"raised by {_name(origin[0])} in its hook {origin[1]}")
+                note(error, f"raised by {_name(origin[0])} in its hook {origin[1]}")
             if isinstance(error, RuntimeError) and TWICE in str(error):
-                error.add_note(WHY_TWICE)
+                note(error, WHY_TWICE)
         failed = self._unwind(error)
         if error is None and failed is not None:
             raise failed
@@ -282,9 +283,9 @@ class Hooks(Callback[Any]):
 
 def _report(another: BaseException, callback: Callback[Any], hook: str, error: BaseException | None) -> None:
     """Keep a further error from hiding the first: it goes into the log and into a note of the first."""
-    another.add_note(f"raised by {_name(callback)} in its hook {hook}")
+    note(another, f"raised by {_name(callback)} in its hook {hook}")
     if error is not None:
-        error.add_note(f"{_name(callback)}.{hook} then raised {another!r} as well; the log has its traceback")
+        note(error, f"{_name(callback)}.{hook} then raised {another!r} as well; the log has its traceback")
         trace = type(another), another, another.__traceback__  # not another itself, which may be false
         logger.error("%s.%s raised while another error was on its way", _name(callback), hook, exc_info=trace)
 

@@ -347,6 +347,12 @@ class LockedError(LoopwrightError):
     id = "locked"
 
 
+def note(error: BaseException, text: str) -> None:
+    """Add a note to an error, also to one that refuses new attributes, as a frozen dataclass does."""
+    notes = [*getattr(error, "__notes__", ()), text]
+    BaseException.__setattr__(error, "__notes__", notes)
+
+
 def advise(error: LoopwrightError, fix: str, *, instead: bool = False) -> None:
     """Give an error a fix, where it has none yet, or in place of the one that it has."""
     if instead or not error.fix:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from loopwright.errors import ConfigError
+from loopwright.errors import ConfigError, note
 from loopwright.metrics import check_name, scalar
 from loopwright.mismatch.layers import short
 from loopwright.nonfinite.census import joined, tensors_in
@@ -20,7 +20,7 @@ def reset_metric(name: str, metric: Metric) -> None:
     try:
         metric.reset()
     except Exception as error:
-        error.add_note(_by(name, metric, "reset"))
+        note(error, _by(name, metric, "reset"))
         raise
 
 
@@ -43,7 +43,7 @@ def update_metric(name: str, metric: Metric, output: Output) -> None:
         if isinstance(error, RuntimeError) and re.search(r"\b(same|expected) device\b", str(error)):
             raise _on_another_device(name, error) from error
         given = f"{_given('predictions', output.predictions)}, {_given('targets', output.targets)}"
-        error.add_note(f"{_by(name, metric, 'update')}, given {given}")
+        note(error, f"{_by(name, metric, 'update')}, given {given}")
         raise
 
 
@@ -52,7 +52,7 @@ def compute_metric(name: str, metric: Metric) -> Any:
     try:
         return metric.compute()
     except Exception as error:
-        error.add_note(_by(name, metric, "compute"))
+        note(error, _by(name, metric, "compute"))
         raise
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
 from torch import nn
 
+from loopwright.scopes import scope
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+
+@scope
+def evaluating(model: nn.Module) -> Generator[None]:
     """Evaluation mode without gradients; afterwards every submodule's flag is what it was."""
     flags = [(module, module.training) for module in model.modules()]
     try:
@@ -33,8 +34,8 @@ def takes_wrapper(model: nn.Module) -> bool:
     return type(model).compile is nn.Module.compile and type(model).forward.__module__.startswith("torch.")
 
 
-@contextlib.contextmanager
-def compiled(model: nn.Module) -> Iterator[None]:
+@scope
+def compiled(model: nn.Module) -> Generator[None]:
     """The model compiled in place: its class, its parameters and their names stay what they are."""
     if model._compiled_call_impl is not None:  # the user has compiled it, and it stays so
         yield

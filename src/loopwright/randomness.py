@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from loopwright.errors import CheckpointError
 from loopwright.forms import check_form
+from loopwright.scopes import scope
 
 
 def seed_everything(seed: int) -> None:
@@ -138,8 +138,8 @@ def _numbers(row: Tensor, count: int) -> tuple[int, ...]:
     return tuple(row.tolist())
 
 
-@contextlib.contextmanager
-def deterministic_kernels() -> Iterator[None]:
+@scope
+def deterministic_kernels() -> Generator[None]:
     """Deterministic kernels, or an error where torch has none, until the block ends."""
     cudnn = torch.backends.cudnn
     before = (

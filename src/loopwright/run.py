@@ -14,7 +14,7 @@ from loopwright.adapters import load_schedule, plain_state
 from loopwright.averages import Averages
 from loopwright.batches import EpochData
 from loopwright.callback import Callback
-from loopwright.errors import CheckpointError
+from loopwright.errors import CheckpointError, note
 from loopwright.history import History
 from loopwright.monitor import Monitor
 from loopwright.plain import decode, encode, fits_safetensors, to_json
@@ -239,7 +239,7 @@ def _undone(undo: Sequence[Callable[[], object]], error: BaseException) -> None:
         try:
             action()
         except Exception as another:  # the rest has to be put back all the same
-            error.add_note(f"putting it back to what it was has failed too: {another!r}")
+            note(error, f"putting it back to what it was has failed too: {another!r}")
 
 
 def _put_back(owner: Any, state: Any) -> Callable[[], object]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, SequentialLR
 
-from loopwright.errors import ConfigError, counted
+from loopwright.errors import ConfigError, counted, note
 from loopwright.schedule import Schedule
 from loopwright.state import Plan, Progress
 
@@ -60,9 +60,10 @@ def explain_end(error: ValueError, schedule: Schedule, plan: Plan) -> None:
             moves = _whole(each, plan)
             fix = f"total_steps={moves or '...'})" + ("" if moves else f", with the {_noun(each)}s of the whole run")
             shared = ", less those of its other schedulers" if isinstance(scheduler, SequentialLR) else ""
-            error.add_note(
+            note(
+                error,
                 f"OneCycleLR has total_steps={part.total_steps}, and this was one move more; {_moment(each)}\n"
-                f"  fix: OneCycleLR(optimizer, ..., {fix}{shared}"
+                f"  fix: OneCycleLR(optimizer, ..., {fix}{shared}",
             )
             return
 

@@ -9,7 +9,7 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, Generic
 
 import torch
@@ -43,6 +43,7 @@ from loopwright.run import Run
 from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.scheduling import check_lasts, explain_end
+from loopwright.scopes import scope
 from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step, sparse_clipping
 from loopwright.sizes import weigh
 from loopwright.state import Plan, Stage, State, written_to
@@ -943,8 +944,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
                 fix="call it after fit has returned; validation data is fit's second argument",
             )
 
-    @contextlib.contextmanager
-    def _prepared(self, stage: Stage, plan: Plan) -> Iterator[None]:
+    @scope
+    def _prepared(self, stage: Stage, plan: Plan) -> Generator[None]:
         """Everything on its device and in its mode while a call runs; all of it undone after."""
         state = self.state
         if self._running:

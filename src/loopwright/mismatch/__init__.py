@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from loopwright.errors import LoopwrightError
+from loopwright.errors import LoopwrightError, note
 from loopwright.mismatch.layers import CASTS, Cause, Given, of_arguments, of_layer, of_other_kind, short
 from loopwright.mismatch.losses import FUNCTIONS, of_function
 from loopwright.nonfinite.census import each_tensor, tensors_in
@@ -29,9 +29,9 @@ _LOOPS = ("loopwright.trainer", "loopwright.checks.rehearsal")  # whose frames h
 def explain_in_note(error: BaseException) -> None:
     """Give an error of torch's a note with its likely cause and the cure, where one is certain."""
     if (found := likely_cause(error)) is not None:
-        note = f"{found[0]}\n  fix: {found[1]}"
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+        words = f"{found[0]}\n  fix: {found[1]}"
+        if words not in getattr(error, "__notes__", ()):
+            note(error, words)
 
 
 def likely_cause(error: BaseException) -> Cause | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from loopwright.nonfinite.reasons import SOFTMAXES, backward_reason, forward_rea
 from loopwright.nonfinite.rerun import Replay, Seen, run_again
 from loopwright.nonfinite.watch import Event, is_constant
 from loopwright.nonfinite.words import listed, made_by, named
+from loopwright.scopes import scope
 from loopwright.sizes import batch_size
 from loopwright.state import State
 from loopwright.step import Output
@@ -62,8 +63,8 @@ class Culprit:
         self._state, self._step, self._loss, self._autocast = state, step, loss, autocast
         self._data, self._folders, self._replay = data, folders, replay
 
-    @contextlib.contextmanager
-    def searching(self) -> Iterator[None]:
+    @scope
+    def searching(self) -> Generator[None]:
         """What is found within the block, and whose batch is gone, is looked into as far as that allows."""
         try:
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from loopwright.nonfinite.census import census, same, tensors_in
 from loopwright.nonfinite.gradients import Backward, backward
 from loopwright.nonfinite.watch import Event, Watch
 from loopwright.randomness import RandomState
+from loopwright.scopes import scope
 from loopwright.step import Output, as_output
 from loopwright.weights import plain_module
 
@@ -140,8 +141,8 @@ def _eagerly() -> contextlib.AbstractContextManager[object]:
     return eagerly
 
 
-@contextlib.contextmanager
-def _untouched(modules: Iterable[nn.Module], replay: Replay, lost: list[str]) -> Iterator[Callable[[], _Moved]]:
+@scope
+def _untouched(modules: Iterable[nn.Module], replay: Replay, lost: list[str]) -> Generator[Callable[[], _Moved]]:
     """Everything put back at the end; gives a look at what has moved. What cannot be put back is told in ``lost``."""
     modules = list({id(m): m for m in modules}.values())
     now = RandomState.capture()

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from loopwright.nonfinite.census import Census, census, span, tensors_in, unwrapped
 from loopwright.nonfinite.reasons import CONSTANTS, UNSET, Facts
+from loopwright.scopes import scope
 
 UNKNOWN = "something that the step did not make with torch's functions"
 BEFORE, AFTER = "a forward pre-hook", "a forward hook"
@@ -136,8 +137,8 @@ class Watch(TorchFunctionMode):
         finally:
             self._busy = False
 
-    @contextlib.contextmanager
-    def hooks(self) -> Iterator[None]:
+    @scope
+    def hooks(self) -> Generator[None]:
         """The modules watched as well."""
         handles = [
             modules.register_module_forward_pre_hook(self._enters),
