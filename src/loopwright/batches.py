@@ -107,6 +107,8 @@ class EpochData:
     def _after(self, loader: Iterable[T], done: int) -> Iterator[T]:
         self._loader = loader
         elsewhere, self._elsewhere = self._elsewhere, False
+        if done == 0:
+            self._at_start = None
         if isinstance(loader, Iterator) and (length_of(loader) is None or read_once(loader)):
             # A generator, an iterator over a DataLoader: in the process that left it, it is where it was left.
             return self._passed_over(loader, done) if elsewhere and done else loader
@@ -178,6 +180,11 @@ class EpochData:
                 said = time.monotonic()
                 logger.info("%d of the %d batches that are done have been gone through", number + 1, done)
         return batches
+
+    def undo(self, done: int) -> None:
+        """Have an epoch that was given up before its first batch begin again as for the first time."""
+        if done == 0 and self._at_start is not None:
+            self._at_start.restore(generators_of(self._loader))
 
     def leave(self, done: int) -> None:
         """Take down the place of a loader that keeps its own, after ``done`` batches of the epoch."""

@@ -64,6 +64,7 @@ class Saving:
         self.obeyed: bool = False
         self._at_work = False  # while a fit runs
         self._workers = False  # whether its loaders have any, which get a signal to the process group too
+        self._cut = False  # whether a signal has kept the loader from going on
         self._by_steps = any(checkpoint.every.steps is not None for checkpoint in checkpoints)
         self._has_room = False  # all of the savers have it
         self.active: bool = bool(checkpoints)  # whether there is anywhere to save to
@@ -298,6 +299,13 @@ class Saving:
         except Exception:
             if not self.signals.soon():
                 raise
+            self._cut = True
+
+    def heed_cut(self) -> None:
+        """Obey, if the batches have ended because of a signal and not because there are no more."""
+        if self._cut:
+            self._run.data.undo(self._run.state.progress.batch)
+            self.obey()
 
     def heed(self) -> None:
         """Obey, if there is something to."""

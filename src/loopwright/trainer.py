@@ -278,7 +278,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             self._check_schedule(plan)
         self._fitted = plan
         self._run.history.catch_up(state)
-        obeyed = self._saving.obeyed  # a signal ended the last fit between two batches, with all as it should be
+        in_order = self._saving.obeyed or self._run.ended  # no error has left the window that may be open
         saving = self._saving = self._savers()
         saving.check(resume)
         # Where a fit was broken off within an epoch, what is due at its target is still to come.
@@ -291,7 +291,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
         if val is None and validate.epochs != 1:  # not the default
             self._warn_once("cadence", unused_cadence(validate))
         with self._prepared("train", plan), saving:
-            restored = self._begin_run(resume, train, val, keep_window=obeyed)
+            restored = self._begin_run(resume, train, val, keep_window=in_order)
             reason = state.stop_reason or plan.reached(state.progress)
             if reason is not None and restored and not self._run.unfinished:
                 self._say_nothing_to_train(reason)
@@ -370,12 +370,12 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             if not isinstance(train, Iterator):
                 for _ in self._saving.until_asked(run.data.batches(train, state.progress.epoch, state.progress.batch)):
                     break  # there is none: a sampler may draw once more at its end
-                self._saving.heed()
+                self._saving.heed_cut()
             self._log_means()  # it was the epoch's last batch, after which the run was left
             self._close_data()
             if run.validation_due:
                 self._evaluate(hooks, val, "val", "val")
-                self._saving.heed()
+            self._saving.heed()
         if run.epoch_over:
             self._end_epoch(hooks, (state.progress.step, state.progress.skipped))
 
@@ -422,20 +422,17 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
                 if isinstance(train, Iterator):
                     break  # it was the last batch, so the epoch gets its end as well
                 last = True  # and the data, too, comes to its end, at which a sampler may draw once more
-        self._saving.heed()
+        saving.heed_cut()
         if progress.batch == 0:
             raise no_batches("the training data", train)
-        if self._run.window is not None:  # a short one, where only the end of the data could tell
-            self._optimizer_step(hooks, self._run.window)
-            if self._run.validation_due:
-                self._evaluate(hooks, val, "val", "val")
-                self._saving.heed()
-            self._saving.at_step()
+        if run.window is not None:  # a short one, where only the end of the data could tell
+            self._optimizer_step(hooks, run.window)
+            owed = saves
         self._log_means()
         self._close_data()
-        if self._run.validation_due:
+        if run.validation_due:
             self._evaluate(hooks, val, "val", "val")
-            self._saving.heed()
+        saving.heed()
         if owed:
             self._saving.at_step()
         if progress.epoch != epoch:
@@ -661,10 +658,15 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             state.metrics.record(f"train/{name}", mean)
 
     def _close_data(self) -> None:
-        """The epoch's data has been gone through; from here on its end can be made up for."""
-        validate = self.state.plan.validate
-        self._run.epoch_over = True
-        self._run.validation_due = validate is not None and validate.due_at_epoch(self.state.progress.epoch + 1)
+        """The epoch's data has been gone through; from here on its end can be made up for.
+
+        Before it nothing may be saved once the data has come to its end: a loader that keeps its own place is at the
+        next epoch then.
+        """
+        validate, run = self.state.plan.validate, self._run
+        run.epoch_over = True
+        if validate is not None and validate.due_at_epoch(self.state.progress.epoch + 1):
+            run.validation_due = True
 
     def _end_epoch(self, hooks: Hooks, before: tuple[int, int]) -> None:
         """After the epoch's validation: its schedule, its count, its row."""
