@@ -194,6 +194,13 @@ HEALTHY: dict[str, Callable[[], Problem]] = {
     "zero head": lambda: over(ZeroHead(), nn.CrossEntropyLoss(), classes()),
     "pixels scaled within": _pixels,
     "two parts": _two_parts,
+    "broadcasts that are meant": lambda: (
+        trained_by(Centres(), step=_broadcasts_on_purpose),
+        loader(regression()),
+        None,
+    ),
+    "two labels in order": lambda: _in_order(torch.arange(80.0).reshape(40, 2) > 39),
+    "probabilities in order": lambda: _in_order(torch.linspace(0, 1, 40)[:, None]),
     "stream": _stream,
     "bf16": lambda: over(mlp(3), nn.CrossEntropyLoss(), classes(), precision="bf16"),
     "fp16": lambda: over(mlp(), nn.MSELoss(), regression(), precision="fp16"),
@@ -228,6 +235,13 @@ class Halved(nn.MSELoss):
 
 def _reduced_by_itself() -> Problem:
     return over(mlp(), Halved(), regression())
+
+
+def _in_order(targets: Tensor) -> Problem:
+    """Of several labels to a sample, or of soft ones, no order is that of two classes."""
+    model = mlp(targets.shape[1])
+    data = TensorDataset(torch.randn(40, 6), targets.float())
+    return trained_by(model, nn.BCEWithLogitsLoss()), loader(data, shuffle=False), None
 
 
 def _thirds() -> Tensor:
@@ -380,6 +394,48 @@ def _held_by_a_loss() -> Problem:
 
 def _by_hand(model: nn.Module, batch: Any) -> Tensor:
     loss: Tensor = ((model(batch[0]) - batch[1]) ** 2).mean()
+    return loss
+
+
+def _squeezed_by_hand(model: nn.Module, batch: Any) -> Tensor:
+    loss: Tensor = (model(batch[0]) - batch[1].squeeze(1)).square().mean()
+    return loss
+
+
+def _off_by_another(model: nn.Module, batch: Any) -> Tensor:
+    """As of values in reinforcement learning: the target is made by a model without a gradient."""
+    x, y = batch
+    with torch.no_grad():
+        best = model(x.roll(1, 0)).max(1).values
+    loss: Tensor = (y[:, 0] + 0.9 * best - model(x)).square().mean()
+    return loss
+
+
+class Centres(nn.Module):
+    """As many centres as there are samples in a batch, which is no more than chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres, self.widths = nn.Parameter(torch.linspace(-2, 2, 8)), nn.Parameter(torch.zeros(8))
+        self.bias, self.head = nn.Parameter(torch.zeros(1)), nn.Linear(8, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        column = inputs[:, :1].clone()
+        near = (-(column - self.centres).square()).exp() - (column - self.widths.exp().cumsum(0)).tanh()
+        out: Tensor = self.head(near) - self.bias
+        return out
+
+
+def _broadcasts_on_purpose(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    out = model(x)
+    wanted = y.double()[:, 0].float()
+    apart = (out[:, 0][:, None] - out[:, 0][None, :]).abs() - (wanted[:, None] - wanted[None, :]).abs()
+    moments = (out - y.mean(0)).mean().square() + (out - y.mean()).std() - (out - out.mean(0)).std()
+    steps = (torch.arange(8.0) - out).tanh().mean() + (torch.linspace(0, 1, 8).to(x) - out).tanh().mean()
+    steps = steps + (x.new_ones(8).cumsum(0) - out).tanh().mean() + (torch.ones_like(x[:, 0]) - out).tanh().mean()
+    between = (x[:, None, 0] - x[None, :, 0]).mean() + (out - y.T).tanh().mean()
+    loss: Tensor = F.mse_loss(out, y) + 0.01 * (apart.square().mean() + moments + steps + between)
     return loss
 
 
@@ -560,6 +616,16 @@ FAULTS: dict[str, Fault] = {
         "a prediction (8, 1) and a target (8,)",
         lambda: (trained_by(mlp(), step=_by_hand), loader(_with(regression(), 1, lambda y: y.flatten())), None),
     ),
+    "a target squeezed by hand": Fault(
+        _SHAPES,
+        "a prediction (8, 1) and a target (8,)",
+        lambda: (trained_by(mlp(), step=_squeezed_by_hand), loader(regression()), None),
+    ),
+    "a target of another model": Fault(
+        _SHAPES,
+        "a prediction (8, 1) and a target (8,)",
+        lambda: (trained_by(mlp(), step=_off_by_another), loader(regression()), None),
+    ),
     "softmax twice": Fault(
         _GIVEN, "out of softmax", lambda: over(nn.Sequential(mlp(3), nn.Softmax(1)), nn.CrossEntropyLoss(), classes())
     ),
@@ -617,6 +683,15 @@ FAULTS: dict[str, Fault] = {
         "log(2)",
         lambda: over(
             _loud(mlp()), nn.BCEWithLogitsLoss(), TensorDataset(torch.randn(40, 6), (torch.arange(40.0) % 2)[:, None])
+        ),
+    ),
+    "loud probabilities": Fault(
+        _START,
+        "binary_cross_entropy is ",
+        lambda: over(
+            nn.Sequential(_loud(mlp()), nn.Sigmoid()),
+            nn.BCELoss(torch.full((1,), 0.01), reduction="sum"),
+            TensorDataset(torch.randn(40, 6), (torch.arange(40.0) % 2)[:, None]),
         ),
     ),
     "tiny targets": Fault(
@@ -732,6 +807,9 @@ FAULTS: dict[str, Fault] = {
     "a batch in both lists": Fault(_APART, "1 batches", _same_batches),
     "classes in order": Fault(_ORDER, "class by class", lambda: _sorted(3)),
     "two classes in order": Fault(_ORDER, "class by class", lambda: _sorted(2)),
+    "labels of 0 and 1 in order": Fault(
+        _ORDER, "all 40 samples come class by class", lambda: _in_order(torch.arange(40.0)[:, None] > 29)
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import pickle
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from helpers import At, Spare, Unsized, failing_the_second_time, line, line_trainer, ragged
 from loopwright import ConfigError, Every, LoopwrightError, NonFiniteError, Output, Schedule, State, Trainer
@@ -433,6 +434,111 @@ def test_the_samples_are_named_where_they_can_be_known(kind: str) -> None:
     known = kind in ("DataLoader", "in order", "Loader")
     assert error.bad_samples == ([7] if known else [])
     assert (error.samples is not None and 7 in error.samples) is known
+
+
+class Sorting(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return (
+            [part[::-1] if isinstance(part, list) else part.flip(0) for part in batch] for batch in super().__iter__()
+        )
+
+
+class Table(Dataset[Any]):
+    """Gives several samples at once in its own order, as a table in a database may."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.data[sorted(index) if isinstance(index, list) else index]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self.data[index] for index in sorted(indices)]
+
+
+def reordered(kind: str, data: TensorDataset) -> Any:
+    """A loader whose batches begin with another sample than the sampler's list does; the last has one alone."""
+
+    def by_first(batch: list[Data]) -> Any:
+        return default_collate(sorted(batch, key=lambda sample: -float(sample[0].nan_to_num()[0])))
+
+    def alone(batch: list[Data]) -> Any:
+        return default_collate(batch)
+
+    order = [[3, 9, 1, 7, 4], [2, 0]]
+    loaders: dict[str, Callable[[], Any]] = {
+        "collate_fn": lambda: DataLoader(data, 5, collate_fn=by_first),
+        "in workers": lambda: DataLoader(data, 5, collate_fn=by_first, num_workers=1),
+        "Loader": lambda: Loader(data, 5, collate=by_first),
+        "of a kind of its own": lambda: Sorting(data, 5),
+        "__getitems__": lambda: DataLoader(Table(data), batch_sampler=order),
+        "of a subset": lambda: DataLoader(Subset(Table(data), range(19, -1, -1)), 5),
+        "whole batches": lambda: DataLoader(Table(data), batch_size=None, sampler=order),
+        "one by one": lambda: DataLoader(data, 1, collate_fn=alone),
+    }
+    return loaders[kind]()
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "collate_fn",
+        "in workers",
+        "Loader",
+        "of a kind of its own",
+        "__getitems__",
+        "of a subset",
+        "whole batches",
+        "one by one",
+    ],
+)
+def test_no_sample_is_named_where_the_order_of_the_rows_is_not_known(
+    kind: str, policy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = reordered(kind, poisoned(7, math.nan))
+    if policy == "skip":
+        trainer_of(line(), on_nonfinite="skip").fit(data, epochs=1)
+        said = caplog.text
+    else:
+        error = caught(line(), data, epochs=1)
+        said = str(error)
+        assert error.cause == "input"
+        assert error.bad_samples == ([7] if kind == "one by one" else [])
+        assert error.samples is not None
+    if kind == "one by one":  # there is but one that it can be
+        assert "row 1 of 1: sample 7" in said
+    else:
+        assert "of 5, which may be any of the samples: the loader makes batches in a way of its own" in said
+        assert "a look at sample" not in said
+        assert re.search(r"samples: (\d+, ){4}\d+\n", said)
+
+
+def test_a_number_made_in_the_model_is_not_put_down_to_a_sample_whose_order_is_not_known_either() -> None:
+    data = samples()
+    data.tensors[0].abs_().add_(1)
+    data.tensors[0][7] *= -1
+
+    def step(model: nn.Module, batch: Data) -> Tensor:
+        return F.mse_loss(model(batch[0].log()), batch[1])
+
+    known = caught(line(), DataLoader(data, 5), step=step)
+    assert (known.operation, known.bad_samples) == ("log", [7])
+    unknown = caught(line(), DataLoader(data, 5, collate_fn=lambda batch: default_collate(batch[::-1])), step=step)
+    assert (unknown.operation, unknown.bad_samples) == ("log", [])
+    assert "row 3 of 5, which may be any of the samples" in str(unknown)
+
+
+def test_all_tensors_of_the_batch_that_are_not_finite_are_listed() -> None:
+    x, y = torch.ones(4, 3), torch.ones(4, 1)
+    error = caught(line(), [(x, y), (x / 0, y / 0)])
+    assert (error.cause, error.inputs) == ("input", ["batch[0]", "batch[1]"])
+    first, second = str(error).split("\n")[1:3]
+    assert "in the data: batch[0] holds 12 inf in 12 elements; first used by linear" in first
+    assert second == "  input: batch[1] holds 4 inf in 4 elements too"
 
 
 # The second run.

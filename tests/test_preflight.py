@@ -10,6 +10,7 @@ import math
 import random
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -489,6 +490,105 @@ def test_checks_that_need_a_step_say_that_it_did_not_come_to_its_end() -> None:
         "there is no validation data",
     }
     assert report["labels and indices"].evidence == report["loss at the start"].evidence
+
+
+_TARGETS: dict[str, Any] = {
+    "squeezed": lambda y: y.squeeze(1),
+    "a column": lambda y: y[:, 0],
+    "selected": lambda y: y.select(1, 0),
+    "viewed": lambda y: y.view(-1),
+    "of its transpose": lambda y: y.T[0],
+    "in double precision": lambda y: y.view(-1).double(),
+    "in single precision": lambda y: y.view(-1).double().float(),
+    "moved": lambda y: y.to(torch.float64, copy=True).reshape(-1),
+    "copied": lambda y: y.flatten().clone().detach(),
+    "in another order": lambda y: y[torch.arange(len(y) - 1, -1, -1), 0],
+    "scaled": lambda y: (y[:, 0] - y.mean()) / y.std(),
+    "written into another": lambda y: _written(y),
+}
+
+
+def _written(y: torch.Tensor) -> torch.Tensor:
+    into = torch.zeros(len(y))
+    into[:] = y[:, 0]
+    return into
+
+
+@pytest.mark.parametrize("name", _TARGETS)
+@pytest.mark.parametrize("scripted", [False, True])
+def test_a_column_less_a_row_is_found_in_whatever_form_the_target_is(name: str, scripted: bool) -> None:
+    x = torch.randn(32, 3)
+    y = x.sum(1, keepdim=True)
+
+    def off(model: nn.Module, batch: Any) -> torch.Tensor:
+        loss: torch.Tensor = (model(batch[0]) - _TARGETS[name](batch[1])).square().mean()
+        return loss
+
+    model: nn.Module = nn.Linear(3, 1)
+    if scripted:  # what goes on inside is not seen
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = torch.jit.script(model)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), step=off, device="cpu")
+    row = trainer.preflight(DataLoader(TensorDataset(x, y), 16))["shapes of prediction and target"]
+    assert (row.verdict, row.evidence) == ("failed", "the difference of a prediction (16, 1) and a target (16,)")
+
+
+def test_a_column_of_targets_less_a_row_of_predictions_is_found_too() -> None:
+    def off(model: nn.Module, batch: Any) -> torch.Tensor:
+        return torch.sub(batch[1][:, None], model(batch[0])[:, 0]).square().mean()
+
+    model = nn.Linear(3, 1)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), step=off, device="cpu")
+    row = trainer.preflight([(torch.randn(16, 3), torch.randn(16))])["shapes of prediction and target"]
+    assert (row.verdict, row.evidence) == ("failed", "the difference of a prediction (16,) and a target (16, 1)")
+
+
+@pytest.mark.parametrize(
+    ("loss", "ending", "shape"),
+    [
+        (nn.BCEWithLogitsLoss(), (), (40, 1)),
+        (nn.functional.binary_cross_entropy_with_logits, (), (40, 1)),
+        (nn.BCELoss(), (nn.Sigmoid(), nn.Flatten(0)), (40,)),
+        (lambda p, y: nn.functional.binary_cross_entropy(p, y), (nn.Sigmoid(), nn.Flatten(0)), (40,)),
+    ],
+)
+@pytest.mark.parametrize("sorted_by_class", [True, False])
+def test_the_labels_of_a_binary_loss_are_those_of_two_classes(
+    loss: Any, ending: Any, shape: tuple[int, ...], sorted_by_class: bool
+) -> None:
+    y = (torch.arange(40) > 19 if sorted_by_class else torch.arange(40) % 2).float().reshape(shape)
+    model = nn.Sequential(nn.Linear(3, 1), *ending)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, device="cpu")
+    row = trainer.preflight(DataLoader(TensorDataset(torch.randn(40, 3), y), 10))["order of the classes"]
+    assert row.verdict == ("failed" if sorted_by_class else "passed"), row
+
+
+def test_a_loss_that_classifies_twice_is_judged_by_its_classes() -> None:
+    def both(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        any_of = nn.functional.binary_cross_entropy_with_logits(out.logsumexp(1), (y > 0).float())
+        return nn.functional.cross_entropy(out, y) + any_of
+
+    model = nn.Linear(3, 3)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), both, device="cpu")
+    data = TensorDataset(torch.randn(42, 3), torch.arange(42) // 14)
+    row = trainer.preflight(DataLoader(data, 6))["order of the classes"]
+    assert (row.verdict, row.evidence[:14]) == ("failed", "all 42 samples")
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(8), torch.full((8, 1), 0.5)])
+@pytest.mark.parametrize("model", [nn.Linear(3, 1), nn.Sequential(nn.Linear(3, 1), nn.Sigmoid())])
+def test_what_a_loss_of_probabilities_refuses_is_not_judged_by_its_size(
+    model: nn.Module, targets: torch.Tensor
+) -> None:
+    model = copy.deepcopy(model)
+    nn.init.constant_(next(model.parameters()), 0.0)
+    nn.init.constant_([*model.parameters()][1], -2.0)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.BCELoss(), device="cpu")
+    row = trainer.preflight([(torch.randn(8, 3), targets)])["loss at the start"]
+    sound = targets.ndim == 2 and not isinstance(model, nn.Linear)
+    assert row.verdict == ("passed" if sound else "not applicable"), row
+    assert "the check itself" not in row.evidence
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.functional.cross_entropy])

@@ -10,10 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeGuard, TypeVar
 
 import torch
-from torch.utils.data import (
-    DataLoader,
-    IterableDataset,
-)
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from loopwright.data import Loader
 from loopwright.errors import DataError, note
@@ -25,6 +22,7 @@ from loopwright.fetching import (
     fetched_after,
     fetched_whole,
     made_again,
+    rows_are_samples,
     samples_of,
     say_how,
     why_not_whole,
@@ -93,6 +91,12 @@ class EpochData:
             indices = loader.indices(loader.epoch - (loader.state_dict()["batch"] == 0))
             return indices[number] if number < len(indices) else None
         return self._samples(number)
+
+    def in_rows(self) -> bool:
+        """Whether row n of a batch is known to be the nth of its ``samples``."""
+        if isinstance(self._loader, Loader):
+            return self._loader._collate is default_collate
+        return rows_are_samples(self._loader)
 
     def again(self, number: int) -> Any:
         """That batch once more, where to fetch it asks nothing of the user's code; else None."""

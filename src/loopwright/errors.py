@@ -121,8 +121,10 @@ class NonFiniteError(LoopwrightError, FloatingPointError):
             it; empty for the model itself.
         operation: The name of that operation, such as ``"log"``.
         samples: The dataset's indices of the batch's samples.
-        bad_samples: Those of them in whose rows the first number that is not finite stands.
-        inputs: The tensors of the batch that are not finite, such as ``"batch[0]"``.
+        bad_samples: Those of them in whose rows the first number that is not finite stands; empty where a
+            ``collate_fn``, or other code that is not torch's, may have put the samples in another order.
+        inputs: All tensors of the batch that are not finite, such as ``"batch[0]"``; the message begins with the one
+            that was used first.
         parameters: The names of the parameters that are not finite, or whose gradients are not.
         terms: The step's own metrics that were not finite.
         checkpoint: The newest checkpoint that can be gone on from.

@@ -271,6 +271,22 @@ def made_again(loader: object, samples: list[Any] | None, number: int) -> Any:
     return next(_gathered(loader, iter([samples])), None)
 
 
+def rows_are_samples(loader: object) -> bool:
+    """Whether row n of a batch is known to be its nth sample, since none but torch's code puts the samples in a row.
+
+    A ``collate_fn`` may sort them, as packed sequences used to need, or drop some; a dataset's ``__getitems__`` may
+    give them in the order of a file or a table.
+    """
+    if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
+        return False
+    if loader.batch_sampler is None or loader.collate_fn is not default_collate:
+        return False
+    dataset: Any = loader.dataset
+    while type(dataset) is Subset and "__getitems__" not in vars(dataset):
+        dataset = dataset.dataset
+    return not hasattr(dataset, "__getitems__")
+
+
 def drawing(loader: Any) -> Any:
     """What draws a loader's indices: its sampler, that of a plain batch sampler, or a batch sampler of another kind."""
     batched = loader.batch_sampler

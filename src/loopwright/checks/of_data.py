@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # its name everywhere
 
 from loopwright.checks.failure import failed_by, failed_step
-from loopwright.checks.recorder import BY_CLASS, IN_RANGE, OUT_OF_RANGE, numbered
+from loopwright.checks.recorder import BINARY, BY_CLASS, IN_RANGE, OUT_OF_RANGE, numbered
 from loopwright.checks.sampling import all_tensors, in_order, is_shuffled, shared_samples, sizes_of, structure
 from loopwright.checks.seen import OFFSET, ROWS, ROWS_FOR_SPREAD, Seen, calls_of, listed, why_unseen
 from loopwright.preflight import Check
@@ -219,11 +219,16 @@ def separate_data(seen: Seen) -> Check:
 def shuffled_classes(seen: Seen) -> Check:
     """A training loader in the dataset's order does not give one class after the other."""
     name, tensors = "order of the classes", all_tensors(seen.train_data)
-    targets = tensors[1] if tensors is not None and len(tensors) == 2 else None
     if seen.subject.loss is None:
         return Check(name, "not applicable", "what the labels are is not known with a step of one's own")
-    if not _is_by_class(seen):
+    by_class = _is_of(seen, BY_CLASS, (nn.CrossEntropyLoss, nn.NLLLoss))
+    if not by_class and not _is_of(seen, BINARY, (nn.BCEWithLogitsLoss, nn.BCELoss)):
         return Check(name, "not applicable", why_unseen(seen) or "no loss of classes was called")
+    targets = tensors[1] if tensors is not None and len(tensors) == 2 else None
+    if targets is not None and not by_class:
+        targets = _one_label_each(targets)
+        if targets is None:
+            return Check(name, "not applicable", "the targets are not one 0 or 1 for each sample")
     if targets is None or targets.ndim != 1 or targets.is_floating_point():
         return Check(name, "not applicable", "the labels of the whole training data are not at hand")
     if not in_order(seen.train_data):
@@ -241,8 +246,16 @@ def shuffled_classes(seen: Seen) -> Check:
     return Check(name, "passed", f"the class changes {changes} times over {len(targets)} samples")
 
 
-def _is_by_class(seen: Seen) -> bool:
-    """Whether the loss classifies: by its kind, which needs no step, or as one of a user's own was seen to do."""
+def _is_of(seen: Seen, functions: Mapping[Callable[..., Tensor], str], kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether the loss is such a one: by its kind, which needs no step, or as one of a user's own was seen to call."""
     loss = seen.subject.loss
-    known = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or loss is F.cross_entropy or loss is F.nll_loss
-    return known or any(call.name in BY_CLASS.values() for call in calls_of(seen))
+    known = isinstance(loss, kinds) or any(loss is function for function in functions)
+    return known or any(call.name in functions.values() for call in calls_of(seen))
+
+
+def _one_label_each(targets: Tensor) -> Tensor | None:
+    """The labels of a binary loss as whole numbers, where there is one for each sample, and it is 0 or 1."""
+    flat = targets.squeeze(1) if targets.ndim == 2 and targets.shape[1] == 1 else targets
+    if flat.ndim != 1 or not bool(((flat == 0) | (flat == 1)).all()):
+        return None
+    return flat.long()

@@ -143,12 +143,20 @@ def loss_at_start(seen: Seen) -> Check:
     (kind,) = kinds
     if kind in BY_CLASS.values():
         return _classes_at_start(name, kind, calls)
-    if kind == "binary_cross_entropy_with_logits":
-        values = [float(F.binary_cross_entropy_with_logits(c.input.double(), c.target.double())) for c in calls]
-        return _against_guessing(name, kind, sum(values) / len(values), 2)
-    if kind in ELEMENTWISE.values():
-        return _errors_at_start(name, seen)
-    return Check(name, "not applicable", f"nothing is expected of {kind}")
+    if kind in BINARY.values():
+        return _binary_at_start(name, kind, calls)
+    return _errors_at_start(name, seen)
+
+
+def _binary_at_start(name: str, kind: str, calls: list[LossCall]) -> Check:
+    logits = kind == "binary_cross_entropy_with_logits"
+    function = F.binary_cross_entropy_with_logits if logits else F.binary_cross_entropy
+    if any(c.input.shape != c.target.shape for c in calls):
+        return Check(name, "not applicable", f"{kind} is given outputs and targets of unlike shapes")
+    if not logits and not all(bool(((c.input >= 0) & (c.input <= 1)).all()) for c in calls):
+        return Check(name, "not applicable", f"{kind} is given numbers that are no probabilities")
+    values = [float(function(c.input.double(), c.target.double())) for c in calls]
+    return _against_guessing(name, kind, sum(values) / len(values), 2)
 
 
 def _classes_at_start(name: str, kind: str, calls: list[LossCall]) -> Check:

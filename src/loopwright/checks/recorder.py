@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from loopwright.errors import DataError
 from loopwright.nonfinite.census import each_tensor
@@ -100,7 +101,10 @@ class Recorder(TorchFunctionMode):
     def __init__(self, record: Record, names: Mapping[int, str], root: set[int], batch: Any) -> None:
         super().__init__()
         self._record, self._names, self._root = record, names, root
-        self._of_batch = {id(tensor) for tensor in each_tensor(batch)}
+        # Whether a tensor was computed from the batch.
+        self._from_batch: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        for tensor in each_tensor(batch):
+            self._from_batch[tensor] = True
         self._size = batch_size(batch)
         self._handles: list[RemovableHandle] = []
 
@@ -134,7 +138,24 @@ class Recorder(TorchFunctionMode):
                 self._difference(one, other)
         if func is F.embedding and len(args) > 1:
             self._in_range("indices of an embedding", args[0], args[1].shape[0], "rows")
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)  # None, where it writes into its first argument, as __setitem__ does
+        self._follow(getattr(func, "__name__", ""), args, kwargs, args[:1] if output is None else output)
+        return output
+
+    def _follow(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """What a function makes of the batch is of the batch; what it makes of weights or of numbers alone is not.
+
+        Of some arguments it takes but shape and format: ``to`` and ``view_as`` of the second, ``zeros_like`` of all.
+        """
+        given = args[:1] if name == "to" or name.endswith("_as") else (*args, *kwargs.values())
+        derived = any(self._is_from_batch(tensor) for tensor in each_tensor(given))
+        derived = derived and not name.endswith("_like") and not name.startswith("new_")
+        for tensor in each_tensor(output):
+            self._from_batch[tensor] = derived
+
+    def _is_from_batch(self, tensor: Tensor) -> bool:
+        """As it was seen to be; of what was not seen to be made, such as a scripted module's output, by its graph."""
+        return self._from_batch.get(tensor, not tensor.is_leaf)
 
     def _loss(self, func: Callable[..., Tensor], input: Tensor, target: Tensor, named: Mapping[str, Any]) -> None:
         ignore = named.get("ignore_index", -100)
@@ -165,15 +186,19 @@ class Recorder(TorchFunctionMode):
         raise DataError(words, why=OUT_OF_RANGE, fix=IN_RANGE)
 
     def _difference(self, one: Tensor, other: Tensor) -> None:
-        """Of a column and a row, one from the batch and one from the model: every one against every other."""
-        if id(one) not in self._of_batch:
-            one, other = other, one
+        """Of a column and a row, both computed from the batch, one with a gradient: every one against every other.
+
+        So a target is one in whatever view or format, scaled, or made by another model. Parameters, and what is made
+        of them alone, are none, such as centres that happen to be as many as the samples.
+        """
+        prediction, target = (one, other) if one.requires_grad else (other, one)
         size = self._size
-        if id(one) not in self._of_batch or not other.requires_grad or size is None or size < 2:
+        if target.requires_grad or not prediction.requires_grad or size is None or size < 2:
             return
-        if {tuple(one.shape), tuple(other.shape)} == {(size,), (size, 1)}:
+        shapes = {tuple(prediction.shape), tuple(target.shape)}
+        if shapes == {(size,), (size, 1)} and self._is_from_batch(prediction) and self._is_from_batch(target):
             self._record.broadcasts.append(
-                f"the difference of a prediction {tuple(other.shape)} and a target {tuple(one.shape)}"
+                f"the difference of a prediction {tuple(prediction.shape)} and a target {tuple(target.shape)}"
             )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -134,7 +134,7 @@ class Culprit:
         elif weights:
             self._of_weights(error, weights)
         elif not again:
-            _of_inputs(error, inputs)
+            self._of_inputs(error, inputs)
         elif error.found == "gradient":
             if error.parameters:  # known whatever the search runs into
                 error.details.append(
@@ -171,7 +171,7 @@ class Culprit:
             fresh = self._fresh(number)
             if fresh is not None and _paths(fresh) != _paths(batch):  # the step has taken something out of it
                 return self._seen(fresh, backward=False), {}, fresh
-            _of_inputs(error, inputs)  # known all the same
+            self._of_inputs(error, inputs)  # known all the same
             if isinstance(problem, LookupError):
                 error.inexact.append("the step may have taken something out of its batch")
             raise
@@ -238,7 +238,7 @@ class Culprit:
     def _of_one_gone(self, error: NonFiniteError, inputs: dict[str, Census], weights: list[str], there: bool) -> None:
         """It was found some steps later, on an accelerator."""
         if inputs:
-            _of_inputs(error, inputs)
+            self._of_inputs(error, inputs)
         else:
             error.details.append(
                 "where: values are read some steps later here, so the place above is exact, but the batch is gone"
@@ -257,16 +257,18 @@ class Culprit:
             error.why = "what made it does not come back: it depends on randomness, on state, or on the order of sums"
             error.fix = 'a smaller learning rate, or clip_norm=1.0; on_nonfinite="skip" drops such batches'
             if inputs:
-                _of_inputs(error, inputs)
+                self._of_inputs(error, inputs)
             return
         origin, rest = _origin(seen.chain)
         sources = [source for source in origin.sources if source in inputs]
         error.operation, error.module = origin.facts.operation or None, origin.place.module
-        rows = _rows(error, origin.found, batch)
+        rows = self._rows(error, origin.found, batch)
         turned = next((event for event in rest if event.found.nan), None)
         if sources and not _masked(origin, seen.chain):
-            rows = _rows(error, inputs[sources[0]], batch)
-            _of_inputs(error, {source: inputs[source] for source in sources}, rows, first=named(origin.place))
+            rows = self._rows(error, inputs[sources[0]], batch)
+            self._of_inputs(error, {source: inputs[source] for source in sources}, rows, first=named(origin.place))
+            if also := {path: found for path, found in inputs.items() if path not in sources}:
+                error.details.insert(1, f"input: {_inputs(also)} too")
             return
         error.cause = "loss" if origin.place.module is None else "forward"
         where = f"where: first in {named(origin.place)}: {origin.found}{rows}"
@@ -308,7 +310,7 @@ class Culprit:
             made, place = seen.backward, seen.backward.place
             error.cause, error.module = "backward", place.module
             error.operation = place.operation if made.maker in ("operation", "own") else None
-            rows = "" if made.parameter else _rows(error, made.found, batch)
+            rows = "" if made.parameter else self._rows(error, made.found, batch)
             error.details.insert(0, f"where: first in {made_by(made)}{rows}")
             error.why, error.fix = backward_reason(place.operation, made.maker)
             if inputs:
@@ -328,6 +330,41 @@ class Culprit:
                 "may have written it, or the step is not the same each time"
             )
             error.fix = "a look at what writes to the gradients"
+
+    def _of_inputs(
+        self, error: NonFiniteError, inputs: dict[str, Census], rows: str | None = None, first: str | None = None
+    ) -> None:
+        if not inputs:
+            return
+        if first is None and all(not (found.nan or found.above) for found in inputs.values()):
+            error.details.append(f"input: {_inputs(inputs)}, which a mask may mean")
+            return
+        error.cause = "input"
+        if rows is None:
+            rows = self._rows(error, next(iter(inputs.values())), None)
+        used = "" if first is None else f"; first used by {first}"
+        error.details.insert(0, f"where: in the data: {_inputs(inputs)}{rows}{used}")
+        error.why = "the batch was so before anything was computed from it"
+        look = f"a look at sample{'s' if len(error.bad_samples) > 1 else ''} {listed(error.bad_samples)}"
+        error.fix = (
+            f"{look if error.bad_samples else 'a look at the data of that batch'}: leave it out, or fill in what is "
+            'missing; on_nonfinite="skip" drops such batches'
+        )
+
+    def _rows(self, error: NonFiniteError, found: Census, batch: Any) -> str:
+        """The rows of the batch, as words, and the samples that they are, where that is known."""
+        samples = error.samples
+        size = len(samples) if samples is not None else None if batch is None else batch_size(batch)
+        if size is None or found.length != size or not found.rows or (size > 1 and len(found.rows) == size):
+            return ""
+        several = "s" if len(found.rows) > 1 else ""
+        rows = f"row{several} {listed([row + 1 for row in found.rows])} of {size}"
+        if samples is None:
+            return f", {rows}"
+        if size > 1 and not self._data.in_rows():
+            return f", {rows}, which may be any of the samples: the loader makes batches in a way of its own"
+        error.bad_samples = [samples[row] for row in found.rows]
+        return f", {rows}: sample{several} {listed(error.bad_samples)}"
 
 
 def _paths(batch: Any) -> list[str]:
@@ -393,41 +430,8 @@ def _masked(event: Event, chain: Sequence[Event]) -> bool:
     return meant and any(other.facts.operation in SOFTMAXES for other in chain)
 
 
-def _of_inputs(
-    error: NonFiniteError, inputs: dict[str, Census], rows: str | None = None, first: str | None = None
-) -> None:
-    if not inputs:
-        return
-    if first is None and all(not (found.nan or found.above) for found in inputs.values()):
-        error.details.append(f"input: {_inputs(inputs)}, which a mask may mean")
-        return
-    error.cause, error.inputs = "input", list(inputs)
-    if rows is None:
-        rows = _rows(error, next(iter(inputs.values())), None)
-    used = "" if first is None else f"; first used by {first}"
-    error.details.insert(0, f"where: in the data: {_inputs(inputs)}{rows}{used}")
-    error.why = "the batch was so before anything was computed from it"
-    look = f"a look at sample{'s' if len(error.bad_samples) > 1 else ''} {listed(error.bad_samples)}"
-    error.fix = (
-        f"{look if error.bad_samples else 'a look at the data of that batch'}: leave it out, or fill in what is "
-        'missing; on_nonfinite="skip" drops such batches'
-    )
-
-
 def _inputs(inputs: dict[str, Census]) -> str:
     return joined([f"{path} holds {found}" for path, found in inputs.items()])
-
-
-def _rows(error: NonFiniteError, found: Census, batch: Any) -> str:
-    """The rows of the batch, as words, and the samples that they are, where the tensor has a row for each."""
-    size = len(error.samples) if error.samples is not None else None if batch is None else batch_size(batch)
-    if size is None or found.length != size or not found.rows or (size > 1 and len(found.rows) == size):
-        return ""
-    rows = f"row{'s' if len(found.rows) > 1 else ''} {listed([row + 1 for row in found.rows])} of {size}"
-    if error.samples is None:
-        return f", {rows}"
-    error.bad_samples = [error.samples[row] for row in found.rows]
-    return f", {rows}: sample{'s' if len(found.rows) > 1 else ''} {listed(error.bad_samples)}"
 
 
 def _terms(error: NonFiniteError, output: Output) -> list[str]:
