@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import SWALR
 
-from loopwright import CheckpointError
+from helpers import some_batches
+from loopwright import CheckpointError, Trainer
 from loopwright.adapters import check_optimizer, check_scaler, check_schedule, load_schedule, plain_state
+from loopwright.callbacks import Checkpoint
 from loopwright.plain import decode, encode, from_json, to_json
 
 STEPS = 5
@@ -351,3 +354,50 @@ def test_a_gradient_scaler_goes_on_where_it_was() -> None:
     for key in saved:
         with pytest.raises(CheckpointError, match="of another gradient scaler"):
             check_scaler(other, {**saved, key: "1"})
+
+
+class Narrow(torch.optim.Optimizer):
+    """An optimizer of the user's own that keeps sums wider than its parameters, and other things beside tensors."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch has two signatures there
+        for parameter in self.param_groups[0]["params"]:
+            kept = self.state[parameter]
+            if not kept:
+                zeros = torch.zeros(parameter.shape, dtype=torch.float32)
+                kept |= {"sum": zeros, "kinds": ["warm", 1], "more": {"last": (zeros.double(), None)}}
+            kept["sum"] += parameter.grad.float() ** 2
+            kept["more"] = {"last": (parameter.grad.double(), None)}
+            parameter -= (0.01 * parameter.grad.float() / (1e-3 + kept["sum"].sqrt())).to(parameter.dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (torch.optim.NAdam, torch.float64),
+        (torch.optim.NAdam, torch.bfloat16),
+        (torch.optim.ASGD, torch.float64),
+        (torch.optim.AdamW, torch.float64),
+        (Narrow, torch.bfloat16),
+    ],
+)
+def test_what_an_optimizer_keeps_has_after_a_resume_the_format_that_it_had(
+    kind: Any, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    def run(*targets: int) -> tuple[nn.Module, dict[str, Any]]:
+        for target in targets:
+            torch.manual_seed(0)
+            model = nn.Linear(3, 1).to(dtype)
+            batches = [(x.to(dtype), y.to(dtype)) for x, y in some_batches(3)]
+            optimizer = kind(model.parameters())
+            saving = Checkpoint(tmp_path / str(len(targets)))
+            trainer = Trainer(model, optimizer, nn.MSELoss(), callbacks=[saving], device="cpu")
+            trainer.fit(batches, steps=target, resume="auto")
+        return model, next(iter(optimizer.state.values()))
+
+    (unbroken, expected), (resumed, found) = run(20), run(7, 20)
+    assert all(map(torch.equal, resumed.parameters(), unbroken.parameters()))
+    assert flat(found) == flat(expected)

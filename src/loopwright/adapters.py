@@ -132,6 +132,35 @@ def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
                 number += 1
 
 
+def load_optimizer(optimizer: Optimizer, saved: State) -> None:
+    """Give an optimizer its state back, to the bit.
+
+    torch casts what an optimizer keeps to the format of its parameter, but for ``step``, and takes a text for a list.
+    Neither is done here to an optimizer that keeps to torch's way of loading.
+    """
+    optimizer.load_state_dict(saved)
+    hooks = "_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks"
+    if type(optimizer).load_state_dict is not Optimizer.load_state_dict or any(getattr(optimizer, h) for h in hooks):
+        return
+    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        for key, value in saved["state"].get(number, {}).items():
+            optimizer.state[parameter][key] = _as_saved(optimizer.state[parameter].get(key), value)
+
+
+def _as_saved(loaded: Any, saved: Any) -> Any:
+    """What was saved, where it was loaded to."""
+    if isinstance(saved, Tensor):
+        same = isinstance(loaded, Tensor) and loaded.dtype is saved.dtype
+        return loaded if same else saved.to(getattr(loaded, "device", saved.device), copy=True)
+    if isinstance(saved, dict):
+        there = loaded if isinstance(loaded, dict) else {}
+        return {key: _as_saved(there.get(key), value) for key, value in saved.items()}
+    if isinstance(saved, (list, tuple)):
+        whole = isinstance(loaded, (list, tuple)) and len(loaded) == len(saved)
+        return type(saved)([_as_saved(loaded[i] if whole else None, value) for i, value in enumerate(saved)])
+    return saved
+
+
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loopwright.adapters import load_schedule, plain_state
+from loopwright.adapters import load_optimizer, load_schedule, plain_state
 from loopwright.averages import Averages
 from loopwright.batches import EpochData
 from loopwright.callback import Callback
@@ -146,8 +147,8 @@ class Run:
             self._load_model(weights, saved, undo)
             part = "the optimizer"
             optimizer = self.state.optimizer
-            undo.append(_put_back(optimizer, optimizer.state_dict()))
-            optimizer.load_state_dict(saved["optimizer"])
+            undo.append(partial(load_optimizer, optimizer, optimizer.state_dict()))
+            load_optimizer(optimizer, saved["optimizer"])
             for parameter, value in zip(parameters_beside(self.state.model, optimizer), saved["beside"], strict=True):
                 undo.append(_copied_back(parameter))
                 parameter.data.copy_(value)
