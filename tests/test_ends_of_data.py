@@ -163,9 +163,12 @@ class Interrupted(Dataset[Samples]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         self.left -= 1
         if self.left == 0:
-            sigterm()
-            raise RuntimeError("the worker has gone")
+            self.fail()
         return torch.full((2,), index / 12), torch.ones(1) * index / 12
+
+    def fail(self) -> None:
+        sigterm()
+        raise RuntimeError("the worker has gone")
 
 
 @pytest.mark.parametrize("at", [1, 4, 12, 13, 15, 16, 25])
@@ -181,3 +184,21 @@ def test_data_that_a_signal_cuts_off_is_drawn_anew_as_for_the_first_time(at: int
     resumed = fit(tmp_path / "run", 0)
     assert resumed.state.progress == unbroken.state.progress
     assert all_equal(weights_of(resumed), weights_of(unbroken))
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 12, 13, 15, 16, 25])
+def test_a_fit_after_a_sample_that_failed_sees_the_samples_that_it_would_have_seen(at: int, tmp_path: Path) -> None:
+    class Fails(Interrupted):
+        def fail(self) -> None:
+            raise RuntimeError("planted")
+
+    def fit(at: int) -> Trainer:
+        made = trainer(tmp_path / str(at))
+        train = DataLoader(Fails(at), batch_size=3, shuffle=True)
+        if at:
+            with pytest.raises(RuntimeError, match="planted"):
+                made.fit(train, epochs=3)
+        made.fit(train, epochs=3)
+        return made
+
+    assert all_equal(weights_of(fit(at)), weights_of(fit(0)))

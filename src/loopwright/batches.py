@@ -54,6 +54,7 @@ class EpochData:
         self._loader: object = None
         self._val: object = None
         self._at_start: RandomState | None = None
+        self._epoch: int | None = None  # the number of the epoch that was begun last in this process
         self._places: dict[int, dict[str, Any]] = {}  # of a loader that keeps its own: by the batches given before
         self._elsewhere = False  # whether they were taken in another process, and the loader does not know of them yet
         self._begun = False  # whether a pass over the data has begun in this process
@@ -75,7 +76,7 @@ class EpochData:
     def batches(self, loader: Iterable[T], epoch: int, done: int) -> Iterator[T]:
         """The batches of epoch number ``epoch`` after the first ``done``. Nothing is fetched ahead."""
         return named(
-            lambda: self._after(loader, done),
+            lambda: self._after(loader, epoch, done),
             lambda number: _where(f"epoch {epoch + 1}, batch {number + 1} of the training data", self._samples(number)),
             done,
             self._see if self.layout is None else None,
@@ -108,11 +109,12 @@ class EpochData:
     def _samples(self, number: int) -> list[Any] | None:
         return _samples(self._loader, self._at_start, number)
 
-    def _after(self, loader: Iterable[T], done: int) -> Iterator[T]:
+    def _after(self, loader: Iterable[T], epoch: int, done: int) -> Iterator[T]:
         self._loader = loader
         elsewhere, self._elsewhere = self._elsewhere, False
-        if done == 0:
+        if done == 0 and epoch != self._epoch:  # else an error has broken it off before its first batch was done
             self._at_start = None
+        self._epoch = epoch
         if isinstance(loader, Iterator) and (length_of(loader) is None or read_once(loader)):
             # A generator, an iterator over a DataLoader: in the process that left it, it is where it was left.
             return self._passed_over(loader, done) if elsewhere and done else loader
@@ -128,6 +130,8 @@ class EpochData:
             return self._from_place(loader, done, elsewhere)
         own = generators_of(loader)
         if done == 0 or self._at_start is None:
+            if self._at_start is not None:
+                self._at_start.restore(own)  # the same draws once more
             # Where whole batches are gathered and the sampler is torch's, no other generator is asked.
             whole = isinstance(loader, DataLoader) and why_not_whole(loader) is None
             self._at_start = RandomState.capture(own, torchs_only=whole and type(drawing(loader)) in STANDARD)
