@@ -1249,3 +1249,24 @@ def test_a_file_where_the_folder_of_checkpoints_should_be_is_named_before_the_fi
     assert caught.value.fix.startswith(fix)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOTDIR, f"{tmp_path}/taken{below}")
     assert trainer.state.progress.step == 0
+
+
+def test_a_link_in_the_place_of_a_checkpoint_is_refused_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fit(epochs: int, **settings: Any) -> Trainer:
+        trainer = small_trainer(Checkpoint(tmp_path / "run"))
+        trainer.fit(some_batches(3), epochs=epochs, **settings)
+        return trainer
+
+    fit(2)
+    _, newer = sorted((tmp_path / "run").glob("step-*"))
+    newer.rename(tmp_path / "elsewhere")
+    newer.symlink_to(tmp_path / "elsewhere")
+    assert fit(2, resume="auto").state.progress.epoch == 2
+    assert f"{newer} is a link" in caplog.text
+
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    newer.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"is a link.*\n.*by its own path"):
+        fit(3, resume="auto")
+    assert fit(3, resume=tmp_path / "elsewhere").state.progress.step == 9

@@ -401,3 +401,11 @@ def test_what_an_optimizer_keeps_has_after_a_resume_the_format_that_it_had(
     (unbroken, expected), (resumed, found) = run(20), run(7, 20)
     assert all(map(torch.equal, resumed.parameters(), unbroken.parameters()))
     assert flat(found) == flat(expected)
+
+
+@pytest.mark.parametrize("kinds", [("Adam", "AdamW"), ("AdamW", "Adam")])
+def test_adam_and_adamw_are_told_apart(kinds: tuple[str, str]) -> None:
+    first, second = (getattr(torch.optim, kind)([nn.Parameter(torch.ones(2))], weight_decay=0.1) for kind in kinds)
+    check_optimizer(first, through(first.state_dict()))
+    with pytest.raises(CheckpointError, match=rf"another optimizer(.|\n)*as {kinds[0]} has it"):
+        check_optimizer(second, through(first.state_dict()))

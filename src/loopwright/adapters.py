@@ -112,6 +112,13 @@ def check_optimizer(optimizer: Optimizer, saved: Any) -> None:
                 why=f"its settings are those of {found}, and this one is {type(optimizer).__name__}",
                 fix=f"{found}, or load_weights(path, model) and no resume, to begin a new run with the old weights",
             )
+        if own.get(_DECOUPLED) != theirs.get(_DECOUPLED, own.get(_DECOUPLED)):
+            raise CheckpointError(
+                "the checkpoint is of another optimizer",
+                why=f"its weight decay is {'' if theirs[_DECOUPLED] else 'not '}decoupled from the gradient, as "
+                f"{'AdamW' if theirs[_DECOUPLED] else 'Adam'} has it, and here it is the other way",
+                fix="the optimizer that the run was begun with",
+            )
         for key in own.keys() & theirs.keys() - {"params"}:
             if not alike(own[key], theirs[key]):
                 raise _other("optimizer", f"its setting {key} is of another kind")
@@ -161,6 +168,7 @@ def _as_saved(loaded: Any, saved: Any) -> Any:
     return saved
 
 
+_DECOUPLED = "decoupled_weight_decay"  # all that tells AdamW's settings from Adam's
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 
 

@@ -19,7 +19,7 @@ from loopwright.adapters import plain_state, settings_of
 from loopwright.batches import EpochData
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.checkpoint import latest_checkpoint
-from loopwright.checkpoint.folder import list_checkpoints
+from loopwright.checkpoint.folder import linked_checkpoints, list_checkpoints
 from loopwright.checkpoint.manifest import read_manifest
 from loopwright.checkpoint.reading import Contents, read_checkpoint
 from loopwright.checkpoint.writing import Snapshot
@@ -417,7 +417,9 @@ def _folders_within(path: Path) -> list[Path]:
 
 def _newest(folder: Path) -> tuple[Path | None, Contents, dict[Path, str]]:
     """The newest checkpoint that is whole, what it holds, and the newer ones that were refused, with the reasons."""
-    refused: dict[Path, str] = {}
+    refused = {path: f"{path} is a link, and none is read through one" for path in linked_checkpoints(folder)}
+    for words in refused.values():
+        logger.warning("checkpoint refused: %s", words)
     for path in reversed(list_checkpoints(folder)):
         try:
             return path, read_checkpoint(path), refused
@@ -428,6 +430,7 @@ def _newest(folder: Path) -> tuple[Path | None, Contents, dict[Path, str]]:
         raise CheckpointError(
             f"none of the {len(refused)} checkpoints in {folder} can be used",
             why="; ".join(refused.values())[:500],
-            fix="restore one from a backup, or start afresh with resume=None, which sets them aside",
+            fix="restore one from a backup, or start afresh with resume=None, which sets them aside; "
+            "what a link leads to can be moved back, or given by its own path as resume=",
         )
     return None, Contents({}, {}, {}), refused

@@ -25,6 +25,13 @@ def list_checkpoints(folder: PathLike) -> list[Path]:
     return [path for _, _, path in sorted(found)]
 
 
+def linked_checkpoints(folder: PathLike) -> list[Path]:
+    """What has a checkpoint's name in a folder and is a link, through which none is read."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(Path(e.path) for e in os.scandir(located(folder)) if NAME.fullmatch(e.name) and e.is_symlink())
+    return []
+
+
 def free_name(folder: Path, step: int) -> Path:
     """Where the next checkpoint of a step is to be."""
     name = base = f"step-{step:09d}"
