@@ -79,6 +79,7 @@ FLOORS = {
         "loopwright.inspecting.rules",
         "loopwright.inspecting.rules_of_setup",
         "loopwright.inspecting.rules_of_size",
+        "loopwright.inspecting.sampled",
         "loopwright.inspecting.small",
         "loopwright.inspecting.taken",
         "loopwright.layout",
