@@ -71,6 +71,7 @@ FLOORS = {
         "loopwright.history",
         "loopwright.inspecting",
         "loopwright.inspecting.activations",
+        "loopwright.inspecting.agenda",
         "loopwright.inspecting.diagnosis",
         "loopwright.inspecting.inspection",
         "loopwright.inspecting.listing",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing import event_accumulator  # type: igno
 from torch import Tensor, nn
 
 from faults_nets import Bag, Recurrent, mlp, series, tokens, vectors
-from helpers import At, PassError, all_equal, line, ragged, small_trainer, some_batches, weights_of
-from loopwright import Callback, ConfigError, Every, State, Trainer
+from helpers import At, PassError, Unsized, all_equal, line, ragged, small_trainer, some_batches, weights_of
+from loopwright import Callback, ConfigError, Every, Schedule, State, Trainer
 from loopwright.callbacks import Checkpoint, CSVLogger, GradientInspector, TensorBoardLogger
 from loopwright.inspecting.inspection import COLUMNS, MISSING
 from loopwright.inspecting.probe import Probe
@@ -112,7 +112,9 @@ def test_of_many_layers_some_are_logged_and_all_are_measured() -> None:
         (Every(steps=50), 199, [1, 4, 16, 49, 98, 147, 196]),
         (Every(steps=50), 10, [1, 2, 4, 6, 8, 10]),
         (Every(steps=2), 6, [1, 2, 3, 4, 5, 6]),
-        (Every(epochs=2), 15, [1, 2, 4, 8, 14]),
+        (Every(epochs=2), 15, [1, 2, 3, 4, 6, 8, 9, 12, 14, 15]),
+        (Every(epochs=2), 19, [1, 2, 4, 8, 12, 14, 16]),
+        (Every(epochs=2), 20, [1, 2, 4, 8, 14, 16, 20]),
     ],
     ids=str,
 )
@@ -120,6 +122,96 @@ def test_these_steps_are_inspected(every: Every, steps: int, expected: list[int]
     inspector = GradientInspector(every)
     small_trainer(inspector, model=line()).fit(some_batches(3), steps=steps)
     assert [one.step for one in inspector._record.inspections] == expected
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(
+    ("every", "epochs", "expected"),
+    [
+        (1, 20, list(range(1, 21))),
+        (1, 6, list(range(1, 7))),
+        (3, 20, [1, 4, 7, 10, 13, 16, 19]),
+        (5, 30, [1, 4, 6, 11, 16, 21, 26]),
+    ],
+)
+def test_where_an_epoch_is_one_step_it_is_that_of_every_so_many_epochs(
+    every: int, epochs: int, expected: list[int], accumulate: int, *, sized: bool
+) -> None:
+    inspector = GradientInspector(Every(epochs=every))
+    data = some_batches(accumulate, 4)
+    trainer = small_trainer(inspector, model=line(), accumulate=accumulate)
+    trainer.fit(data if sized else Unsized(data), epochs=epochs)
+    inspections = inspector._record.inspections
+    if not sized and every > 1:  # the first epoch has not told yet that it is the only step
+        expected = sorted({*expected, 2})
+    assert [one.step for one in inspections] == expected
+    assert [one.then[0] > 0 for one in inspections] == [one.step > 1 for one in inspections]  # each with a cosine
+
+
+@pytest.mark.parametrize(
+    ("batches", "sized", "plan", "expected"),
+    [
+        (10, True, {"epochs": 3}, [1, 2, 4, 7, 14, 16, 21, 22, 28]),
+        (10, False, {"epochs": 5}, [1, 2, 4, 12, 16, 22, 32, 42]),  # how many epochs is all that is known
+        (100, False, {"steps": 80}, [1, 2, 4, 16, 20, 40, 60, 80]),
+        (2, True, {"epochs": 7}, [1, 2, 4, 6, 10, 14]),
+    ],
+)
+def test_a_fit_too_short_for_four_inspections_by_epochs_gets_them(
+    batches: int, plan: dict[str, int], expected: list[int], *, sized: bool
+) -> None:
+    inspector = GradientInspector(Every(epochs=2))
+    data = some_batches(batches)
+    small_trainer(inspector, model=line()).fit(data if sized else Unsized(data), **plan)  # type: ignore[arg-type]  # epochs or steps
+    assert [one.step for one in inspector._record.inspections] == expected
+
+
+def test_a_rate_of_zero_is_found_in_training_on_all_data_at_once() -> None:
+    model = line()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    falls = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: float(epoch < 25))
+    inspector = GradientInspector(Every(epochs=1))
+    trainer = Trainer(
+        model,
+        optimizer,
+        nn.MSELoss(),
+        schedule=Schedule(falls, each="epoch"),
+        callbacks=[inspector],
+        device="cpu",
+    )
+    trainer.fit(some_batches(1, 64), epochs=100)
+    assert [finding.rule for finding in inspector.findings] == ["not moving"]
+
+
+def test_epochs_of_unlike_lengths_are_inspected_once_each() -> None:
+    class Growing:
+        epoch = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.epoch += 1
+            yield from some_batches(20 if self.epoch > 20 else 1)
+
+    inspector = GradientInspector(Every(epochs=1))
+    small_trainer(inspector, model=line()).fit(Growing(), epochs=24)
+    steps = [one.step for one in inspector._record.inspections]
+    assert steps == [*range(1, 23), 42, 62, 82]  # 22 is what the epochs before let expect
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["known", "unknown"])
+def test_a_skipped_step_of_an_epoch_is_inspected_in_the_next_one(*, sized: bool) -> None:
+    inspector = GradientInspector(Every(epochs=1))
+    data = some_batches(1)
+
+    def poison(state: State, output: Any) -> None:
+        if state.progress.epoch in (7, 8):
+            next(iter(state.model.parameters())).grad.fill_(math.nan)  # type: ignore[union-attr]  # it is there
+
+    bad = At(on_backward_end=poison)
+    trainer = small_trainer(bad, inspector, model=line(), on_nonfinite="skip")
+    trainer.fit(data if sized else Unsized(data), epochs=20)
+    assert trainer.state.progress.skipped == 2
+    assert [one.step for one in inspector._record.inspections] == list(range(1, 19))
 
 
 def make_sparse() -> tuple[nn.Module, Any, nn.Module, Any]:
@@ -309,6 +401,34 @@ def test_a_resumed_run_has_the_inspections_of_an_unbroken_one(stop: int, tmp_pat
     assert resumed._record.parameters == unbroken._record.parameters
     assert resumed.report() == unbroken.report()
     assert all_equal(weights_of(whole), weights_of(second))
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("stop", [1, 2, 5])
+@pytest.mark.parametrize("hook", ["on_step_end", "on_epoch_start"])
+def test_a_resumed_run_of_one_step_to_an_epoch_has_the_inspections_of_an_unbroken_one(
+    hook: str, stop: int, every: int, tmp_path: Path, *, sized: bool
+) -> None:
+    def trainer_of(name: str, *callbacks: Callback[Any]) -> tuple[Trainer, GradientInspector]:
+        inspector = GradientInspector(Every(epochs=every))
+        saving = Checkpoint(tmp_path / name, every=Every(steps=1))
+        return small_trainer(saving, inspector, *callbacks, model=line(), accumulate=2), inspector
+
+    data: Any = some_batches(2) if sized else Unsized(some_batches(2))
+    whole, unbroken = trainer_of("whole")
+    whole.fit(data, epochs=12)
+
+    def leave(state: State) -> None:
+        if state.progress.step == stop:
+            raise PassError
+
+    first, _ = trainer_of("broken", At(**{hook: leave}))
+    with pytest.raises(PassError):
+        first.fit(data, epochs=12)
+    second, resumed = trainer_of("broken")
+    second.fit(data, epochs=12, resume="auto")
+    assert resumed._record.inspections == unbroken._record.inspections
 
 
 def test_a_callback_used_by_two_trainers_tells_of_the_second_alone() -> None:
