@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from faults_nets import Bag, Recurrent, mlp, series, tokens, vectors
 from helpers import At, PassError, Unsized, all_equal, line, ragged, small_trainer, some_batches, weights_of
-from loopwright import Callback, ConfigError, Every, Schedule, State, Trainer
+from loopwright import Callback, ConfigError, Every, Schedule, State, Trainer, latest_checkpoint
 from loopwright.callbacks import Checkpoint, CSVLogger, GradientInspector, TensorBoardLogger
 from loopwright.inspecting.inspection import COLUMNS, MISSING
 from loopwright.inspecting.probe import Probe
+from loopwright.inspecting.sampled import _stride, differences, held, sample
 from loopwright.testing import two_step_fit
 
 
@@ -79,6 +80,167 @@ def test_the_numbers_are_those_of_plain_torch(
             assert one.dot[at] / math.sqrt(one.now[at] * one.then[at]) == pytest.approx(row["cos"], abs=1e-3)
     # It is the step before that is compared with, but for the first one of the run.
     assert [bool(one.then[at]) for one in record.inspections] == [False, True, True, True, True, True]
+
+
+def step_by_step(inspector: GradientInspector, name: str) -> list[tuple[float, ...]]:
+    """The cosine of one parameter at each inspection, where there is one."""
+    at = [p.name for p in inspector._record.parameters].index(name)
+    inspections = inspector._record.inspections
+    return [(one.step, one.dot[at] / math.sqrt(one.now[at] * one.then[at])) for one in inspections if one.then[at]]
+
+
+def test_a_sparse_gradient_is_compared_with_the_one_before_row_by_row() -> None:
+    by_hand, inspector = ByHand("table.weight"), each_step()
+    torch.manual_seed(0)
+    model, optimizer, loss, data = make_sparse()
+    Trainer(model, optimizer, loss, callbacks=[by_hand, inspector], device="cpu").fit(data, steps=6)
+    expected = [(step, row["cos"]) for step, row in enumerate(by_hand.rows, 1)][1:]
+    assert step_by_step(inspector, "table.weight") == [(step, pytest.approx(cos, abs=1e-4)) for step, cos in expected]
+    assert any(abs(cos) > 0.01 for _, cos in expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
+def test_rows_that_one_of_two_sparse_gradients_lacks_are_zero_in_it(dtype: torch.dtype) -> None:
+    def rows(*numbers: int) -> Tensor:
+        values = torch.arange(1.0, len(numbers) + 1)[:, None].to(dtype)
+        return torch.sparse_coo_tensor(torch.tensor([numbers]), values, (9, 1), check_invariants=True)
+
+    one, other = sample(rows(7, 2, 7)), sample(rows(2, 4))
+    (change,) = differences([one], [other])
+    assert float(change.norm()) == pytest.approx(math.sqrt((2 - 1) ** 2 + (1 + 3) ** 2 + 2**2))
+    assert float(held(one).norm()) == pytest.approx(math.sqrt(2**2 + 4**2))
+
+
+@pytest.mark.parametrize("brought", ["sparse", "dense"])
+def test_a_gradient_that_was_sparse_before_a_resume_and_is_not_now_is_not_compared(
+    brought: str, tmp_path: Path
+) -> None:
+    def trainer_of(kind: str) -> tuple[Trainer, GradientInspector]:
+        torch.manual_seed(0)
+        model, inspector = Bag(sparse=kind == "sparse"), each_step()
+        saving = Checkpoint(tmp_path / "run")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return Trainer(model, optimizer, nn.CrossEntropyLoss(), callbacks=[inspector, saving], device="cpu"), inspector
+
+    data = list(tokens())[:3]
+    trainer_of(brought)[0].fit(data, epochs=1)
+    first = latest_checkpoint(tmp_path / "run")
+    assert first is not None
+    for kind, compared in ((brought, [2, 3, 4, 5, 6]), ({"sparse": "dense", "dense": "sparse"}[brought], [2, 3, 5, 6])):
+        trainer, inspector = trainer_of(kind)
+        trainer.fit(data, epochs=2, resume=first)
+        assert [step for step, _ in step_by_step(inspector, "table.weight")] == compared
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((1024, 1024), (4096, 11008), (768, 50257), (128, 784), (100, 100), (64, 128), (5000,), (30030, 2), (8192, 1)),
+        *((64, 64, 3, 3), (512, 512, 3, 3), (2048, 512, 1, 1), (3, 7, 4096), (256, 2, 48, 2), (16384, 16384)),
+    ],
+    ids=str,
+)
+def test_a_sample_meets_rows_columns_and_channels_alike(shape: tuple[int, ...]) -> None:
+    apart = _stride(torch.Size(shape))
+    at = torch.arange(0, math.prod(shape), apart)
+    assert len(at) <= 2 * 4096 or apart == 1
+    assert len(at) >= 4096 / 1.3
+    length = 1
+    for size in reversed(shape):
+        parts = math.gcd(size, 32)  # of equal width
+        counts = ((at // length % size) * parts // size).bincount(minlength=parts)
+        assert counts.min() > 0.75 * counts.max(), (size, counts)
+        length *= size
+
+
+class Cosines(Callback[Any]):
+    """Compares what is logged of a layer's cosine with that of its whole gradient."""
+
+    def __init__(self, layer: str) -> None:
+        self.layer, self.last = layer, torch.zeros(0)
+        self.pairs: list[tuple[float, float]] = []
+
+    def on_before_step(self, state: State) -> None:
+        parameters = state.model.get_submodule(self.layer).parameters()
+        self.now = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+    def on_step_end(self, state: State) -> None:
+        if len(self.last):
+            cosine = float(torch.cosine_similarity(self.now, self.last, 0))
+            self.pairs.append((state.metrics[f"grad/{self.layer}/cosine"], cosine))
+        self.last = self.now
+
+
+@pytest.mark.parametrize("own", ["columns", "bias"])
+def test_the_cosine_of_a_large_layer_is_near_that_of_all_its_elements(own: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1024, 128), nn.Tanh(), nn.Linear(128, 4))
+    data = []
+    for _ in range(8):
+        x = (1.0 if own == "columns" else 0.0) + 0.3 * torch.randn(32, 1024)
+        x[:, ::32] = 3 * torch.randn(32, 32) * (own == "columns")  # every so many columns, as a stride would see them
+        data.append((x, torch.arange(32) % 4))
+    spy = Cosines("0")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), callbacks=[each_step(), spy], device="cpu")
+    trainer.fit(data, epochs=1)
+    assert len(spy.pairs) == 7
+    assert all(logged == pytest.approx(true, abs=0.1) for logged, true in spy.pairs), spy.pairs
+
+
+def test_a_checkpoint_of_the_first_version_goes_on_without_its_samples() -> None:
+    inspector = each_step()
+    small_trainer(inspector, model=mlp(3)).fit(vectors(), steps=3)
+    state = inspector.state_dict()
+    samples = state.pop("samples")
+    assert set(samples) == {"0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"}
+    del state["began"], state["length"]
+    another = each_step()
+    another.load_state_dict({**state, "earlier": samples})
+    assert another.state_dict()["samples"] == {}
+    assert another._record.inspections == inspector._record.inspections
+
+
+def test_the_norm_and_ratio_of_a_layer_are_those_of_what_is_trained_of_it() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    model[0].get_parameter("weight").requires_grad_(False)
+    by_hand = ByHand("0.bias")
+    trainer = small_trainer(by_hand, each_step(), model=model)
+    trainer.fit(some_batches(4), epochs=1)
+    assert trainer.state.metrics["weight/0/norm"] == pytest.approx(by_hand.rows[-1]["weight"], rel=1e-4)
+    assert trainer.state.metrics["update/0/ratio"] == pytest.approx(by_hand.rows[-1]["ratio"], rel=1e-3)
+
+
+class Held(nn.Module):
+    """Layers whose weights stand in a list or a dict, with a gate for each."""
+
+    def __init__(self, kind: type[nn.Module], depth: int = 8) -> None:
+        super().__init__()
+        weights = [nn.Parameter(0.25 * torch.randn(16, 16)) for _ in range(depth)]
+        named = {f"w{number}": weight for number, weight in enumerate(weights)}
+        self.weights: Any = nn.ParameterDict(named) if kind is nn.ParameterDict else kind(weights)
+        self.gates: Any = nn.ParameterList([nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(1, 16))])
+        self.last = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.weights:
+            weight = self.weights[name] if isinstance(name, str) else name
+            x = torch.sigmoid(x @ weight)
+        out: Tensor = self.last(x * self.gates[0] * self.gates[1])
+        return out
+
+
+@pytest.mark.parametrize("kind", [nn.ParameterList, nn.ParameterDict])
+def test_each_matrix_in_a_list_or_a_dict_is_a_layer_and_gates_are_one(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    inspector = GradientInspector()
+    trainer = small_trainer(inspector, model=Held(kind), optimizer=adam)
+    trainer.fit(vectors(), steps=100)
+    entries = range(8) if kind is nn.ParameterList else [f"w{number}" for number in range(8)]
+    logged = [name for name in trainer.state.metrics if name.startswith("weight/")]
+    assert logged == [*(f"weight/weights.{entry}/norm" for entry in entries), "weight/gates/norm", "weight/last/norm"]
+    (finding,) = inspector.findings
+    assert (finding.rule, finding.layer) == ("vanishing", f"weights.{entries[0]}")
 
 
 def test_what_is_logged_has_these_names_and_is_finite(tmp_path: Path) -> None:
