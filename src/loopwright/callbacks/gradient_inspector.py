@@ -51,11 +51,11 @@ class GradientInspector(Callback[Any]):
     """Measures gradients, weights and updates at a cadence, and says in words what is wrong.
 
     It looks at a step's whole gradient, unscaled and before clipping, and at what the optimizer made of it. For each
-    layer it logs ``grad/<layer>/norm``, ``grad/<layer>/cosine`` (with the gradient of the step before: near 1 where
-    batches agree, near 0 where noise prevails), ``weight/<layer>/norm`` and ``update/<layer>/ratio``, the norm of the
-    change over that of the weights; from the first time on at which they are not zero, the shares
-    ``grad/<layer>/zero``, ``grad/<layer>/nonfinite`` and ``grad/<layer>/dead``; and ``grad/norm`` and ``update/ratio``
-    of the whole model.
+    layer it logs, of what is trained of it, ``grad/<layer>/norm``, ``grad/<layer>/cosine`` (with the gradient of the
+    step before: near 1 where batches agree, near 0 where noise prevails), ``weight/<layer>/norm`` and
+    ``update/<layer>/ratio``, the norm of the change over that of the weights; from the first time on at which they are
+    not zero, the shares ``grad/<layer>/zero``, ``grad/<layer>/nonfinite`` and ``grad/<layer>/dead``; and ``grad/norm``
+    and ``update/ratio`` of the whole model.
 
     When the fit ends the report goes to the logger ``loopwright``: one line at INFO where all is well, else the
     findings at WARNING. A finding takes three inspections at least. Between inspections it does nothing, and it
