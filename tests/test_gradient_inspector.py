@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from faults_nets import Bag, Recurrent, mlp, series, tokens, vectors
 from helpers import At, PassError, Unsized, all_equal, line, ragged, small_trainer, some_batches, weights_of
-from loopwright import Callback, ConfigError, Every, Schedule, State, Trainer, latest_checkpoint
+from loopwright import Callback, CheckpointError, ConfigError, Every, Schedule, State, Trainer, latest_checkpoint
 from loopwright.callbacks import Checkpoint, CSVLogger, GradientInspector, TensorBoardLogger
 from loopwright.inspecting.inspection import COLUMNS, MISSING
 from loopwright.inspecting.probe import Probe
@@ -201,6 +201,9 @@ def test_a_checkpoint_of_the_first_version_goes_on_without_its_samples() -> None
     another.load_state_dict({**state, "earlier": samples})
     assert another.state_dict()["samples"] == {}
     assert another._record.inspections == inspector._record.inspections
+    for damaged in (5, ["earlier"], {"earlier": samples}):
+        with pytest.raises(CheckpointError):
+            each_step().load_state_dict(damaged)  # type: ignore[arg-type]  # as a file may hold it
 
 
 def test_the_norm_and_ratio_of_a_layer_are_those_of_what_is_trained_of_it() -> None:

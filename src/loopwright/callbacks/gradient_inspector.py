@@ -360,7 +360,7 @@ class GradientInspector(Callback[Any]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
-        if "earlier" in state:  # of 0.1.0, whose samples held other elements
+        if isinstance(state, dict) and "earlier" in state:  # of 0.1.0, whose samples held other elements
             others = {name: value for name, value in state.items() if name != "earlier"}
             state = {**others, "began": 0, "length": 0, "samples": {}}
         check_form(state, _Saved)
