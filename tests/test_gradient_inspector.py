@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from tensorboard.backend.event_processing import event_accumulator  # type: igno
 from torch import Tensor, nn
 
 from faults_nets import Bag, Recurrent, mlp, series, tokens, vectors
-from helpers import At, PassError, all_equal, line, ragged, small_trainer, some_batches, weights_of
-from loopwright import Callback, ConfigError, Every, State, Trainer
+from helpers import At, PassError, Unsized, all_equal, line, ragged, small_trainer, some_batches, weights_of
+from loopwright import Callback, CheckpointError, ConfigError, Every, Schedule, State, Trainer, latest_checkpoint
 from loopwright.callbacks import Checkpoint, CSVLogger, GradientInspector, TensorBoardLogger
 from loopwright.inspecting.inspection import COLUMNS, MISSING
 from loopwright.inspecting.probe import Probe
+from loopwright.inspecting.sampled import _stride, differences, held, sample
 from loopwright.testing import two_step_fit
 
 
@@ -81,6 +82,172 @@ def test_the_numbers_are_those_of_plain_torch(
     assert [bool(one.then[at]) for one in record.inspections] == [False, True, True, True, True, True]
 
 
+def step_by_step(inspector: GradientInspector, name: str) -> list[tuple[int, float]]:
+    """The cosine of one parameter at each inspection, where there is one."""
+    at = [p.name for p in inspector._record.parameters].index(name)
+    inspections = inspector._record.inspections
+    return [(one.step, one.dot[at] / math.sqrt(one.now[at] * one.then[at])) for one in inspections if one.then[at]]
+
+
+def test_a_sparse_gradient_is_compared_with_the_one_before_row_by_row() -> None:
+    by_hand, inspector = ByHand("table.weight"), each_step()
+    torch.manual_seed(0)
+    model, optimizer, loss, data = make_sparse()
+    Trainer(model, optimizer, loss, callbacks=[by_hand, inspector], device="cpu").fit(data, steps=6)
+    steps, cosines = zip(*step_by_step(inspector, "table.weight"), strict=True)
+    expected = [row["cos"] for row in by_hand.rows][1:]
+    assert steps == (2, 3, 4, 5, 6)
+    assert cosines == pytest.approx(expected, abs=1e-4)
+    assert any(abs(cosine) > 0.01 for cosine in expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
+def test_rows_that_one_of_two_sparse_gradients_lacks_are_zero_in_it(dtype: torch.dtype) -> None:
+    def rows(*numbers: int) -> Tensor:
+        values = torch.arange(1.0, len(numbers) + 1)[:, None].to(dtype)
+        return torch.sparse_coo_tensor(torch.tensor([numbers]), values, (9, 1), check_invariants=True)
+
+    one, other = sample(rows(7, 2, 7)), sample(rows(2, 4))
+    (change,) = differences([one], [other])
+    assert float(change.norm()) == pytest.approx(math.sqrt((2 - 1) ** 2 + (1 + 3) ** 2 + 2**2))
+    assert float(held(one).norm()) == pytest.approx(math.sqrt(2**2 + 4**2))
+
+
+@pytest.mark.parametrize("brought", ["sparse", "dense"])
+def test_a_gradient_that_was_sparse_before_a_resume_and_is_not_now_is_not_compared(
+    brought: str, tmp_path: Path
+) -> None:
+    def trainer_of(kind: str) -> tuple[Trainer, GradientInspector]:
+        torch.manual_seed(0)
+        model, inspector = Bag(sparse=kind == "sparse"), each_step()
+        saving = Checkpoint(tmp_path / "run")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return Trainer(model, optimizer, nn.CrossEntropyLoss(), callbacks=[inspector, saving], device="cpu"), inspector
+
+    data = list(tokens())[:3]
+    trainer_of(brought)[0].fit(data, epochs=1)
+    first = latest_checkpoint(tmp_path / "run")
+    assert first is not None
+    for kind, compared in ((brought, [2, 3, 4, 5, 6]), ({"sparse": "dense", "dense": "sparse"}[brought], [2, 3, 5, 6])):
+        trainer, inspector = trainer_of(kind)
+        trainer.fit(data, epochs=2, resume=first)
+        assert [step for step, _ in step_by_step(inspector, "table.weight")] == compared
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((1024, 1024), (4096, 11008), (768, 50257), (128, 784), (100, 100), (64, 128), (5000,), (30030, 2), (8192, 1)),
+        *((64, 64, 3, 3), (512, 512, 3, 3), (2048, 512, 1, 1), (3, 7, 4096), (256, 2, 48, 2), (16384, 16384)),
+    ],
+    ids=str,
+)
+def test_a_sample_meets_rows_columns_and_channels_alike(shape: tuple[int, ...]) -> None:
+    apart = _stride(torch.Size(shape))
+    at = torch.arange(0, math.prod(shape), apart)
+    assert len(at) <= 2 * 4096 or apart == 1
+    assert len(at) >= 4096 / 1.3
+    length = 1
+    for size in reversed(shape):
+        parts = math.gcd(size, 32)  # of equal width
+        counts = ((at // length % size) * parts // size).bincount(minlength=parts)
+        assert counts.min() > 0.75 * counts.max(), (size, counts)
+        length *= size
+
+
+class Cosines(Callback[Any]):
+    """Compares what is logged of a layer's cosine with that of its whole gradient."""
+
+    def __init__(self, layer: str) -> None:
+        self.layer, self.last = layer, torch.zeros(0)
+        self.pairs: list[tuple[float, float]] = []
+
+    def on_before_step(self, state: State) -> None:
+        parameters = state.model.get_submodule(self.layer).parameters()
+        self.now = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+    def on_step_end(self, state: State) -> None:
+        if len(self.last):
+            cosine = float(torch.cosine_similarity(self.now, self.last, 0))
+            self.pairs.append((state.metrics[f"grad/{self.layer}/cosine"], cosine))
+        self.last = self.now
+
+
+@pytest.mark.parametrize("own", ["columns", "bias"])
+def test_the_cosine_of_a_large_layer_is_near_that_of_all_its_elements(own: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1024, 128), nn.Tanh(), nn.Linear(128, 4))
+    data = []
+    for _ in range(8):
+        x = (1.0 if own == "columns" else 0.0) + 0.3 * torch.randn(32, 1024)
+        x[:, ::32] = 3 * torch.randn(32, 32) * (own == "columns")  # every so many columns, as a stride would see them
+        data.append((x, torch.arange(32) % 4))
+    spy = Cosines("0")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), callbacks=[each_step(), spy], device="cpu")
+    trainer.fit(data, epochs=1)
+    assert len(spy.pairs) == 7
+    assert all(logged == pytest.approx(true, abs=0.1) for logged, true in spy.pairs), spy.pairs
+
+
+def test_a_checkpoint_of_the_first_version_goes_on_without_its_samples() -> None:
+    inspector = each_step()
+    small_trainer(inspector, model=mlp(3)).fit(vectors(), steps=3)
+    state = inspector.state_dict()
+    samples = state.pop("samples")
+    assert set(samples) == {"0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"}
+    del state["began"], state["length"]
+    another = each_step()
+    another.load_state_dict({**state, "earlier": samples})
+    assert another.state_dict()["samples"] == {}
+    assert another._record.inspections == inspector._record.inspections
+    for damaged in (5, ["earlier"], {"earlier": samples}):
+        with pytest.raises(CheckpointError):
+            each_step().load_state_dict(damaged)  # type: ignore[arg-type]  # as a file may hold it
+
+
+def test_the_norm_and_ratio_of_a_layer_are_those_of_what_is_trained_of_it() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    model[0].get_parameter("weight").requires_grad_(False)
+    by_hand = ByHand("0.bias")
+    trainer = small_trainer(by_hand, each_step(), model=model)
+    trainer.fit(some_batches(4), epochs=1)
+    assert trainer.state.metrics["weight/0/norm"] == pytest.approx(by_hand.rows[-1]["weight"], rel=1e-4)
+    assert trainer.state.metrics["update/0/ratio"] == pytest.approx(by_hand.rows[-1]["ratio"], rel=1e-3)
+
+
+class Held(nn.Module):
+    """Layers whose weights stand in a list or a dict, with a gate for each."""
+
+    def __init__(self, kind: type[nn.Module], depth: int = 8) -> None:
+        super().__init__()
+        weights = [nn.Parameter(0.25 * torch.randn(16, 16)) for _ in range(depth)]
+        named = {f"w{number}": weight for number, weight in enumerate(weights)}
+        self.weights: Any = nn.ParameterDict(named) if kind is nn.ParameterDict else kind(weights)
+        self.gates: Any = nn.ParameterList([nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(1, 16))])
+        self.last = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.weights:
+            weight = self.weights[name] if isinstance(name, str) else name
+            x = torch.sigmoid(x @ weight)
+        out: Tensor = self.last(x * self.gates[0] * self.gates[1])
+        return out
+
+
+@pytest.mark.parametrize("kind", [nn.ParameterList, nn.ParameterDict])
+def test_each_matrix_in_a_list_or_a_dict_is_a_layer_and_gates_are_one(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    inspector = GradientInspector()
+    trainer = small_trainer(inspector, model=Held(kind), optimizer=adam)
+    trainer.fit(vectors(), steps=100)
+    entries = range(8) if kind is nn.ParameterList else [f"w{number}" for number in range(8)]
+    logged = [name for name in trainer.state.metrics if name.startswith("weight/")]
+    assert logged == [*(f"weight/weights.{entry}/norm" for entry in entries), "weight/gates/norm", "weight/last/norm"]
+    (finding,) = inspector.findings
+    assert (finding.rule, finding.layer) == ("vanishing", f"weights.{entries[0]}")
+
+
 def test_what_is_logged_has_these_names_and_is_finite(tmp_path: Path) -> None:
     inspector = GradientInspector(Every(steps=2))
     trainer = small_trainer(inspector, CSVLogger(tmp_path / "m.csv"), model=mlp(3, act=nn.Tanh))
@@ -112,7 +279,9 @@ def test_of_many_layers_some_are_logged_and_all_are_measured() -> None:
         (Every(steps=50), 199, [1, 4, 16, 49, 98, 147, 196]),
         (Every(steps=50), 10, [1, 2, 4, 6, 8, 10]),
         (Every(steps=2), 6, [1, 2, 3, 4, 5, 6]),
-        (Every(epochs=2), 15, [1, 2, 4, 8, 14]),
+        (Every(epochs=2), 15, [1, 2, 3, 4, 6, 8, 9, 12, 14, 15]),
+        (Every(epochs=2), 19, [1, 2, 4, 8, 12, 14, 16]),
+        (Every(epochs=2), 20, [1, 2, 4, 8, 14, 16, 20]),
     ],
     ids=str,
 )
@@ -120,6 +289,96 @@ def test_these_steps_are_inspected(every: Every, steps: int, expected: list[int]
     inspector = GradientInspector(every)
     small_trainer(inspector, model=line()).fit(some_batches(3), steps=steps)
     assert [one.step for one in inspector._record.inspections] == expected
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(
+    ("every", "epochs", "expected"),
+    [
+        (1, 20, list(range(1, 21))),
+        (1, 6, list(range(1, 7))),
+        (3, 20, [1, 4, 7, 10, 13, 16, 19]),
+        (5, 30, [1, 4, 6, 11, 16, 21, 26]),
+    ],
+)
+def test_where_an_epoch_is_one_step_it_is_that_of_every_so_many_epochs(
+    every: int, epochs: int, expected: list[int], accumulate: int, *, sized: bool
+) -> None:
+    inspector = GradientInspector(Every(epochs=every))
+    data = some_batches(accumulate, 4)
+    trainer = small_trainer(inspector, model=line(), accumulate=accumulate)
+    trainer.fit(data if sized else Unsized(data), epochs=epochs)
+    inspections = inspector._record.inspections
+    if not sized and every > 1:  # the first epoch has not told yet that it is the only step
+        expected = sorted({*expected, 2})
+    assert [one.step for one in inspections] == expected
+    assert [one.then[0] > 0 for one in inspections] == [one.step > 1 for one in inspections]  # each with a cosine
+
+
+@pytest.mark.parametrize(
+    ("batches", "sized", "plan", "expected"),
+    [
+        (10, True, {"epochs": 3}, [1, 2, 4, 7, 14, 16, 21, 22, 28]),
+        (10, False, {"epochs": 5}, [1, 2, 4, 12, 16, 22, 32, 42]),  # how many epochs is all that is known
+        (100, False, {"steps": 80}, [1, 2, 4, 16, 20, 40, 60, 80]),
+        (2, True, {"epochs": 7}, [1, 2, 4, 6, 10, 14]),
+    ],
+)
+def test_a_fit_too_short_for_four_inspections_by_epochs_gets_them(
+    batches: int, plan: dict[str, int], expected: list[int], *, sized: bool
+) -> None:
+    inspector = GradientInspector(Every(epochs=2))
+    data = some_batches(batches)
+    small_trainer(inspector, model=line()).fit(data if sized else Unsized(data), **plan)  # type: ignore[arg-type]  # epochs or steps
+    assert [one.step for one in inspector._record.inspections] == expected
+
+
+def test_a_rate_of_zero_is_found_in_training_on_all_data_at_once() -> None:
+    model = line()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    falls = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: float(epoch < 25))
+    inspector = GradientInspector(Every(epochs=1))
+    trainer = Trainer(
+        model,
+        optimizer,
+        nn.MSELoss(),
+        schedule=Schedule(falls, each="epoch"),
+        callbacks=[inspector],
+        device="cpu",
+    )
+    trainer.fit(some_batches(1, 64), epochs=100)
+    assert [finding.rule for finding in inspector.findings] == ["not moving"]
+
+
+def test_epochs_of_unlike_lengths_are_inspected_once_each() -> None:
+    class Growing:
+        epoch = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.epoch += 1
+            yield from some_batches(20 if self.epoch > 20 else 1)
+
+    inspector = GradientInspector(Every(epochs=1))
+    small_trainer(inspector, model=line()).fit(Growing(), epochs=24)
+    steps = [one.step for one in inspector._record.inspections]
+    assert steps == [*range(1, 23), 42, 62, 82]  # 22 is what the epochs before let expect
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["known", "unknown"])
+def test_a_skipped_step_of_an_epoch_is_inspected_in_the_next_one(*, sized: bool) -> None:
+    inspector = GradientInspector(Every(epochs=1))
+    data = some_batches(1)
+
+    def poison(state: State, output: Any) -> None:
+        if state.progress.epoch in (7, 8):
+            next(iter(state.model.parameters())).grad.fill_(math.nan)  # type: ignore[union-attr]  # it is there
+
+    bad = At(on_backward_end=poison)
+    trainer = small_trainer(bad, inspector, model=line(), on_nonfinite="skip")
+    trainer.fit(data if sized else Unsized(data), epochs=20)
+    assert trainer.state.progress.skipped == 2
+    assert [one.step for one in inspector._record.inspections] == list(range(1, 19))
 
 
 def make_sparse() -> tuple[nn.Module, Any, nn.Module, Any]:
@@ -309,6 +568,34 @@ def test_a_resumed_run_has_the_inspections_of_an_unbroken_one(stop: int, tmp_pat
     assert resumed._record.parameters == unbroken._record.parameters
     assert resumed.report() == unbroken.report()
     assert all_equal(weights_of(whole), weights_of(second))
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("stop", [1, 2, 5])
+@pytest.mark.parametrize("hook", ["on_step_end", "on_epoch_start"])
+def test_a_resumed_run_of_one_step_to_an_epoch_has_the_inspections_of_an_unbroken_one(
+    hook: str, stop: int, every: int, tmp_path: Path, *, sized: bool
+) -> None:
+    def trainer_of(name: str, *callbacks: Callback[Any]) -> tuple[Trainer, GradientInspector]:
+        inspector = GradientInspector(Every(epochs=every))
+        saving = Checkpoint(tmp_path / name, every=Every(steps=1))
+        return small_trainer(saving, inspector, *callbacks, model=line(), accumulate=2), inspector
+
+    data: Any = some_batches(2) if sized else Unsized(some_batches(2))
+    whole, unbroken = trainer_of("whole")
+    whole.fit(data, epochs=12)
+
+    def leave(state: State) -> None:
+        if state.progress.step == stop:
+            raise PassError
+
+    first, _ = trainer_of("broken", At(**{hook: leave}))
+    with pytest.raises(PassError):
+        first.fit(data, epochs=12)
+    second, resumed = trainer_of("broken")
+    second.fit(data, epochs=12, resume="auto")
+    assert resumed._record.inspections == unbroken._record.inspections
 
 
 def test_a_callback_used_by_two_trainers_tells_of_the_second_alone() -> None:

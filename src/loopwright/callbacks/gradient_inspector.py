@@ -14,6 +14,7 @@ from torch import Tensor
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
+from loopwright.inspecting.agenda import NEVER, Agenda
 from loopwright.inspecting.diagnosis import Evidence, Finding, evidence_of, report_of
 from loopwright.inspecting.inspection import MISSING, LayerNumbers, Record, layer_numbers, layers_of
 from loopwright.inspecting.probe import Probe
@@ -25,13 +26,9 @@ from loopwright.schedule import Every, check_count, check_every
 if TYPE_CHECKING:
     from loopwright.inspecting.inspection import Inspection
     from loopwright.inspecting.taken import Taken
-    from loopwright.state import Plan, State
+    from loopwright.state import State
 
-_FIRST = (1,)  # inspected whatever the cadence: the rules look at how a run began
-_EARLY = (1, 4, 16)  # the same where the run may be over before the cadence has come round a few times
-_AT_LEAST = 4  # inspections after the early ones, where the length of the run is known
 _MOST_WAITING = 32  # inspections
-_NEVER = 2**62
 
 # Of a layer: the places and the sizes of its parameters, what it is logged as, and the names of its shares.
 _Named: TypeAlias = tuple[list[int], list[int], tuple[str, ...], tuple[str, ...] | None]
@@ -42,7 +39,9 @@ logger: logging.Logger = logging.getLogger("loopwright")
 class _Saved(TypedDict):
     record: dict[str, Any]
     chosen: Count
-    earlier: dict[str, Tensor]
+    began: Count
+    length: Count
+    samples: dict[str, Tensor]
     turns: dict[str, Count]
     seen: list[str]
     died: bool
@@ -52,11 +51,11 @@ class GradientInspector(Callback[Any]):
     """Measures gradients, weights and updates at a cadence, and says in words what is wrong.
 
     It looks at a step's whole gradient, unscaled and before clipping, and at what the optimizer made of it. For each
-    layer it logs ``grad/<layer>/norm``, ``grad/<layer>/cosine`` (with the gradient of the step before: near 1 where
-    batches agree, near 0 where noise prevails), ``weight/<layer>/norm`` and ``update/<layer>/ratio``, the norm of the
-    change over that of the weights; from the first time on at which they are not zero, the shares
-    ``grad/<layer>/zero``, ``grad/<layer>/nonfinite`` and ``grad/<layer>/dead``; and ``grad/norm`` and ``update/ratio``
-    of the whole model.
+    layer it logs, of what is trained of it, ``grad/<layer>/norm``, ``grad/<layer>/cosine`` (with the gradient of the
+    step before: near 1 where batches agree, near 0 where noise prevails), ``weight/<layer>/norm`` and
+    ``update/<layer>/ratio``, the norm of the change over that of the weights; from the first time on at which they are
+    not zero, the shares ``grad/<layer>/zero``, ``grad/<layer>/nonfinite`` and ``grad/<layer>/dead``; and ``grad/norm``
+    and ``update/ratio`` of the whole model.
 
     When the fit ends the report goes to the logger ``loopwright``: one line at INFO where all is well, else the
     findings at WARNING. A finding takes three inspections at least. Between inspections it does nothing, and it
@@ -65,7 +64,7 @@ class GradientInspector(Callback[Any]):
     Args:
         every: How often to inspect. The first step is inspected as well; a run that is known to be too short for
             four inspections gets four, and there, or where the length is not known, the steps 4 and 16 too.
-            With ``epochs`` it is the second step of every so many epochs.
+            With ``epochs`` it is the second step of the first epoch and of every so many after it, or their only one.
         layers: At most so many layers are logged, evenly spread over the depth. All are measured and judged.
         histograms: Something that draws histograms of the gradients and weights of these layers, such as the
             ``TensorBoardLogger`` in the same list.
@@ -111,9 +110,8 @@ class GradientInspector(Callback[Any]):
         self._turns: dict[str, int] = {}
         self._seen: set[str] = set()  # names that are logged once there is something to say
         self._named: dict[str, _Named] = {}
-        self._cadence = self._chosen = 0
-        self._early: tuple[int, ...] = _EARLY
-        self._set_next(_NEVER)
+        self._agenda = Agenda()
+        self._set_next(NEVER)
 
     def _set_next(self, step: int) -> None:
         """Inspect the step of this number: watch its forward pass, and remember the gradient of the step before."""
@@ -177,23 +175,13 @@ class GradientInspector(Callback[Any]):
         if state.progress.fresh:
             self._forget()
         self._died, self._fitting = False, True
-        self._cadence, self._early = _cadence(self.every, state.plan)
-        self._set_next(self._due_after(state.progress.step))
-
-    def _due_after(self, step: int) -> int:
-        due = (step // self._cadence + 1) * self._cadence if self._cadence else _NEVER
-        for early in self._early:
-            if step < early < due:
-                due = early
-                break
-        return min(due, self._chosen) if self._chosen > step else due
+        self._agenda.start(self.every, state.plan)
+        self._set_next(self._agenda.after(state.progress.step))
 
     def on_epoch_start(self, state: State) -> None:
-        """Choose the second step of the epoch, where epochs are counted."""
-        progress = state.progress
-        if self.every.epochs is not None and progress.batch == 0 and progress.epoch % self.every.epochs == 0:
-            self._chosen = progress.step + 2
-            self._set_next(self._due_after(progress.step))
+        """Choose a step of the epoch, where epochs are counted."""
+        if self._agenda.start_epoch(state.plan, state.progress):
+            self._set_next(self._agenda.after(state.progress.step))
 
     def on_batch_start(self, state: State, batch: Any) -> None:
         """Watch the forward pass of a step that is to be inspected."""
@@ -218,7 +206,7 @@ class GradientInspector(Callback[Any]):
         if probe.activations.handles:
             probe.activations.close()
         probe.before(clipped=state.plan.clip_norm is not None)
-        if self._due_after(self._next) == self._next + 1:  # here, for clipping and the optimizer may write to them
+        if self._agenda.after(self._next) == self._next + 1:  # here, for clipping and the optimizer may write to them
             probe.remember()
 
     def on_step_end(self, state: State) -> None:
@@ -229,7 +217,7 @@ class GradientInspector(Callback[Any]):
         if probe.activations.handles:
             probe.activations.close()
         values = self._put_off(probe.after(self._next, state.plan.clip_norm))
-        self._set_next(self._due_after(state.progress.step))
+        self._set_next(self._agenda.after(state.progress.step))
         if values is not None:
             state.metrics.record_later(partial(self._worked_out, values))
             if self.histograms is not None:
@@ -358,11 +346,13 @@ class GradientInspector(Callback[Any]):
     def state_dict(self) -> dict[str, Any]:
         """The inspections so far, and what is under way for the next one."""
         self._catch_up()
-        probe = self._probe
+        probe, agenda = self._probe, self._agenda
         return {
             "record": dict(self._record.state_dict()),
-            "chosen": self._chosen,
-            "earlier": dict(self._earlier) if probe is None else probe.earlier(),
+            "chosen": agenda.chosen,
+            "began": agenda.began,
+            "length": agenda.length,
+            "samples": dict(self._earlier) if probe is None else probe.earlier(),
             "turns": dict(self._turns if probe is None else probe.turns),
             "seen": sorted(self._seen),
             "died": self._died,
@@ -370,29 +360,19 @@ class GradientInspector(Callback[Any]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
+        if isinstance(state, dict) and "earlier" in state:  # of 0.1.0, whose samples held other elements
+            others = {name: value for name, value in state.items() if name != "earlier"}
+            state = {**others, "began": 0, "length": 0, "samples": {}}
         check_form(state, _Saved)
         record = Record.from_state_dict(state["record"])
         self._forget()
         self._record = record
-        self._earlier, self._turns = dict(state["earlier"]), dict(state["turns"])
+        self._earlier, self._turns = dict(state["samples"]), dict(state["turns"])
         self._seen = {check_name(name) for name in state["seen"]}
         self._died = state["died"]
-        self._chosen = state["chosen"]
+        agenda = self._agenda
+        agenda.chosen, agenda.began, agenda.length = state["chosen"], state["began"], state["length"]
         self._probe = None
-
-
-def _cadence(every: Every, plan: Plan) -> tuple[int, tuple[int, ...]]:
-    """The steps from one inspection to the next, 0 where epochs are counted, and those inspected beside them."""
-    if every.steps is None:
-        return 0, _EARLY
-    length = plan.steps or math.inf
-    if plan.epochs is not None and plan.batches is not None:
-        length = min(length, plan.epochs * math.ceil(plan.batches / plan.accumulate))
-    if length == math.inf:
-        return every.steps, _EARLY
-    if length >= _AT_LEAST * every.steps:
-        return every.steps, _FIRST
-    return max(1, int(length) // _AT_LEAST), _EARLY
 
 
 def _clean(name: str) -> str:

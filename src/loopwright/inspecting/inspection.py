@@ -58,9 +58,9 @@ class Inspection:
         update: Norms of what the step changed, ``MISSING`` where it was not made.
         zeros: How many elements of the gradient are zero.
         bad: How many are NaN or infinite.
-        dot: The product of the gradient's sample with that of the step before.
-        now: The squared norm of that sample.
-        then: The squared norm of the one before; 0 where there is none.
+        dot: The product of the gradient with that of the step before, of a large one as its sample has it.
+        now: The squared norm of the gradient, likewise.
+        then: That of the one before; 0 where there is none to compare with.
         rates: The learning rate of each parameter group.
         saturated: For each watched activation, the share of outputs at its limits.
         clip_norm: The largest norm that was allowed, or None.

@@ -20,6 +20,7 @@ _PARAMETERS, _MODULES, _VALUES = attrgetter("_parameters"), attrgetter("_modules
 
 _UNITS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # the first dimension of their weight is what they put out
 _RECURRENT = ("RNN", "LSTM", "GRU")
+_HOLDERS = (nn.ParameterList, nn.ParameterDict)  # which compute nothing: each matrix in them is a layer of its own
 
 
 class Listing:
@@ -50,7 +51,8 @@ class Listing:
         self.tensors: list[Tensor] = []
         seen: set[int] = set()
         # In the order of named_parameters(), which would walk through the modules once more.
-        for layer, module in modules.items():
+        for name, module in modules.items():
+            holder = isinstance(module, _HOLDERS)
             for own, tensor in module._parameters.items():
                 if tensor is None or id(tensor) in seen:
                     continue
@@ -59,16 +61,17 @@ class Listing:
                     continue
                 # A unit that is off passes nothing to its bias; to its weights, its inputs may be what is zero.
                 unit = isinstance(module, _UNITS) and own == ("weight" if module.bias is None else "bias")
+                full = f"{name}.{own}" if name else own
                 parameter = Parameter(
-                    name=f"{layer}.{own}" if layer else own,
-                    layer=layer or root,
+                    name=full,
+                    layer=full if holder and sum([n > 1 for n in tensor.shape]) > 1 else name or root,
                     kind=type(module).__name__,
                     size=tensor.numel() * (2 if tensor.is_complex() else 1),
                     units=len(tensor) if unit else 0,
                     matrix=tensor.ndim > 1,
                     trainable=tensor.requires_grad,
                     group=groups.get(id(tensor), -1),
-                    turn=turns.get(layer, -1),
+                    turn=turns.get(name, -1),
                     fresh=_untrained(module),
                 )
                 self.parameters.append(parameter)

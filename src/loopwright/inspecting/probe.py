@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from loopwright.inspecting.activations import Activations
 from loopwright.inspecting.inspection import MISSING, Parameter
 from loopwright.inspecting.listing import Listing
+from loopwright.inspecting.sampled import NARROW, copies, differences, fitting, held, real, sample
 from loopwright.inspecting.small import Rows
 from loopwright.inspecting.taken import Taken, blank
 from loopwright.weights import plain_module
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
-
-_SAMPLE = 4096  # elements of a gradient that are compared with those of the step before
-_NARROW = (torch.float16, torch.bfloat16)
 
 _Tensors: TypeAlias = list[Tensor]
 
@@ -46,6 +44,7 @@ class Probe:
         self.pending: bool = False  # whether before has measured something that after has not taken
         self._pending: list[tuple[str, int, Tensor]] = []  # column, place, one number on its device
         self._weights: _Tensors = []
+        self._scales: dict[int, float] = {}  # by place: how many elements each one of a sample stands for
         self._clipped = False
 
     def _list(self) -> Listing:
@@ -60,11 +59,9 @@ class Probe:
         self._earlier = {}
         if listing.small is not None and listing.small.remember():
             return
-        found = [
-            (p.name, _sample(t.grad)) for p, t in zip(listing.parameters, listing.tensors, strict=True) if _dense(t)
-        ]
-        copies = torch._foreach_mul([s for _, s in found], 1.0) if found else ()
-        self._earlier = dict(zip([name for name, _ in found], copies, strict=True))
+        pairs = zip(listing.parameters, listing.tensors, strict=True)
+        found = {p.name: sample(t.grad) for p, t in pairs if t.grad is not None}
+        self._earlier = dict(zip(found, copies(list(found.values())), strict=True))
 
     def forget(self) -> None:
         """Let go of what ``remember`` has kept."""
@@ -103,7 +100,7 @@ class Probe:
         trained, tensors = listing.trained, listing.tensors
         at = [i for i in trained if tensors[i].grad is not None]
         gradients = [_values(tensors[i].grad) for i in at]
-        weights = [_real(tensors[i].detach()) for i in trained]
+        weights = [real(tensors[i].detach()) for i in trained]
         self._weights = list(torch._foreach_neg(weights)) if weights else []
         self._take("weight", trained, _norms(weights))
         self._take("grad", at, _norms(gradients))
@@ -118,20 +115,20 @@ class Probe:
 
     def _compare(self, listing: Listing, at: list[int]) -> None:
         """Take this gradient's sample with that of the step before: their norms, and that of their difference."""
-        both, samples, before = [], [], []
+        now, then, scales = [], [], {}
         for i in at:
-            earlier = self._earlier.get(listing.parameters[i].name)
-            if earlier is not None and _dense(listing.tensors[i]):
-                sample = _sample(listing.tensors[i].grad)
-                if sample.shape == earlier.shape or sample.numel() == earlier.numel():
-                    both.append(i)
-                    samples.append(sample)
-                    before.append(earlier.to(sample.device).reshape(sample.shape))
-        self._earlier = {}
-        if both:
-            self._take("dot", both, _norms(list(torch._foreach_sub(samples, before))))
-            self._take("now", both, _norms(samples))
-            self._take("then", both, _norms(before))
+            earlier, gradient = self._earlier.get(listing.parameters[i].name), listing.tensors[i].grad
+            if earlier is None or gradient is None:
+                continue
+            own = sample(gradient)
+            if (before := fitting(earlier, own)) is not None:
+                now.append(own)
+                then.append(before)
+                scales[i] = 1.0 if own.layout is not torch.strided else listing.parameters[i].size / own.numel()
+        self._earlier, self._scales = {}, scales
+        self._take("dot", list(scales), _norms(differences(now, then)))
+        self._take("now", list(scales), _norms([held(one) for one in now]))
+        self._take("then", list(scales), _norms([held(one) for one in then]))
 
     def _take(self, column: str, places: Sequence[int], numbers: _Tensors) -> None:
         self._pending += [(column, place, number) for place, number in zip(places, numbers, strict=True)]
@@ -175,7 +172,7 @@ class Probe:
         pending, self._pending = self._pending, []
         negated, self._weights = self._weights, []
         if made:
-            torch._foreach_add_(negated, [_real(listing.tensors[i].detach()) for i in listing.trained])
+            torch._foreach_add_(negated, [real(listing.tensors[i].detach()) for i in listing.trained])
             pending += [("update", i, n) for i, n in zip(listing.trained, _norms(negated), strict=True)]
         read = _read([number for _, _, number in pending] + shares)
         table = blank(len(listing.parameters))
@@ -192,8 +189,9 @@ class Probe:
             if grad[i] != MISSING:
                 zeros[i] = parameter.size - zeros[i]
             if then[i]:
-                now[i], then[i] = now[i] ** 2, then[i] ** 2
-                dot[i] = (now[i] + then[i] - dot[i] ** 2) / 2  # |a - b|^2 = |a|^2 + |b|^2 - 2ab
+                scale = self._scales[i]  # so that a large parameter weighs in its layer what all of it would
+                now[i], then[i] = scale * now[i] ** 2, scale * then[i] ** 2
+                dot[i] = (now[i] + then[i] - scale * dot[i] ** 2) / 2  # |a - b|^2 = |a|^2 + |b|^2 - 2ab
         return table, read[len(pending) :]
 
     def measured(self) -> Iterable[tuple[Parameter, Tensor]]:
@@ -206,29 +204,12 @@ class Probe:
         self.pending, self._pending, self._weights = False, [], []
 
 
-def _dense(tensor: Tensor) -> bool:
-    return tensor.grad is not None and tensor.grad.layout is torch.strided
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
 def _values(gradient: Tensor | None) -> Tensor:
     """The elements of a gradient: of a sparse one, those that it holds."""
     assert gradient is not None
     if gradient.layout is torch.strided:
-        return _real(gradient)
-    return _real(gradient.coalesce().values() if gradient.layout is torch.sparse_coo else gradient.to_dense())
-
-
-def _sample(gradient: Tensor | None) -> Tensor:
-    """All of a small gradient, and evenly spaced elements of a large one."""
-    assert gradient is not None
-    gradient = _real(gradient)
-    if gradient.numel() <= _SAMPLE:
-        return gradient
-    return gradient.reshape(-1)[:: -(-gradient.numel() // _SAMPLE)]
+        return real(gradient)
+    return real(gradient.coalesce().values() if gradient.layout is torch.sparse_coo else gradient.to_dense())
 
 
 def _counts(tensors: _Tensors) -> _Tensors:
@@ -242,7 +223,7 @@ def _norms(tensors: _Tensors, order: float = 2.0) -> _Tensors:
     """The norm of each tensor, in float32 at least; order 0 counts what is not zero."""
     if not tensors:
         return []
-    narrow = [i for i, t in enumerate(tensors) if t.dtype in _NARROW]
+    narrow = [i for i, t in enumerate(tensors) if t.dtype in NARROW]
     if not narrow:
         return list(torch._foreach_norm(tensors, order))
     wide = dict(zip(narrow, torch._foreach_norm([tensors[i] for i in narrow], order, dtype=torch.float32), strict=True))

@@ -101,7 +101,7 @@ class Small:
             return False
         if held is None and earlier.keys() == set(self._names):
             brought = [earlier[name].to(g) for name, g in zip(self._names, gradients, strict=True)]
-            if all(a.shape == b.shape for a, b in zip(gradients, brought, strict=True)):
+            if all(a.shape == b.shape and a.layout is b.layout for a, b in zip(gradients, brought, strict=True)):
                 held = _copied(brought)
         self._earlier, self._held = held, None
         self._before = _flatten([*gradients, *self._current()])
