@@ -46,6 +46,16 @@ MISTAKES = [
     Mistake("The list of callbacks is a class", "Trainer(model, optimizer, nn.MSELoss(), callbacks=ProgressBar)"),
     Mistake("A metric is a class", 'Trainer(model, optimizer, nn.MSELoss(), metrics={"mae": MeanAbsoluteError})'),
     Mistake(
+        "One metric has two names",
+        'mae = MeanAbsoluteError()\nTrainer(model, optimizer, nn.MSELoss(), metrics={"mae": mae, "error": mae})',
+    ),
+    Mistake(
+        "A metric is measured by itself and in a collection",
+        "mae = MeanAbsoluteError()\n"
+        'metrics = {"mae": mae, "all": MetricCollection([mae])}\n'
+        "Trainer(model, optimizer, nn.MSELoss(), metrics=metrics)",
+    ),
+    Mistake(
         "A hook is misspelt",
         "class PrintLoss(Callback):\n    def on_epoch_finish(self, state): ...",
         "TypeError",
@@ -84,6 +94,14 @@ MISTAKES = [
     Mistake("Nothing says what better means", 'EarlyStopping("val/loss")', "TypeError"),
     Mistake("A choice is misspelt", 'Trainer(model, optimizer, nn.MSELoss(), precision="bf-16")'),
     Mistake("A choice has another library's name", 'Trainer(model, optimizer, nn.MSELoss(), precision="16-mixed")'),
+    Mistake(
+        "A cadence is in the plural",
+        'Schedule(torch.optim.lr_scheduler.StepLR(optimizer, step_size=30), each="epochs")',
+    ),
+    Mistake(
+        "Weights are float16 where precision= says what to compute in",
+        'model.half()\nTrainer(model, optimizer, nn.MSELoss(), precision="fp16").fit(batches, epochs=1)',
+    ),
     Mistake("There are several optimizers", "Trainer(model, [optimizer, optimizer], nn.MSELoss())"),
     Mistake(
         "The monitor is unknown",
@@ -133,6 +151,21 @@ MISTAKES = [
     ),
     Mistake("There is neither a loss nor a step", "Trainer(model, optimizer)"),
     Mistake(
+        "The step takes something else",
+        "def step(batch):\n"
+        "    x, y = batch\n"
+        "    return nn.functional.mse_loss(model(x), y)\n\n\n"
+        "Trainer(model, optimizer, step=step)",
+    ),
+    Mistake(
+        "What a step measures has no names",
+        "def step(model, batch):\n"
+        "    x, y = batch\n"
+        "    error = (model(x) - y).abs()\n"
+        "    return Output(error.mean(), metrics=[error.max()])\n\n\n"
+        "Trainer(model, optimizer, step=step).fit(batches, epochs=1)",
+    ),
+    Mistake(
         "The loss is not a scalar",
         'Trainer(model, optimizer, nn.MSELoss(reduction="none")).fit(batches, epochs=1)',
     ),
@@ -153,6 +186,12 @@ MISTAKES = [
     Mistake(
         "The model is not the one that the optimizer holds",
         "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\nTrainer(nn.Linear(3, 1), optimizer, nn.MSELoss())",
+    ),
+    Mistake(
+        "The model holds no values",
+        'model = nn.Linear(3, 1, device="meta")\n'
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        'Trainer(model, optimizer, nn.MSELoss(), device="cpu").fit(batches, epochs=1)',
     ),
     Mistake("The loader is a dataset", "trainer.fit(TensorDataset(x, y), epochs=1)"),
     Mistake("The loader is a tensor", "trainer.fit(x, epochs=1)"),
@@ -202,6 +241,7 @@ MISTAKES = [
         "An extra is missing",
         'result = trainer.fit(batches, epochs=1)\nresult.plot("curves.png")  # where matplotlib is not installed',
     ),
+    Mistake("The progress is to go into a file, and that is a name", 'ProgressBar(file="log.txt")'),
     Mistake(
         "Two loggers write to one file",
         'loggers = [CSVLogger("metrics.csv"), CSVLogger("metrics.csv")]\n'
@@ -310,7 +350,8 @@ def answer(mistake: Mistake) -> Exception:
     names: dict[str, Any] = {name: getattr(loopwright, name) for name in loopwright.__all__}
     names |= {name: getattr(loopwright.callbacks, name) for name in loopwright.callbacks.__all__}
     names |= {"torch": torch, "nn": nn, "DataLoader": DataLoader, "TensorDataset": TensorDataset, "Tensor": Tensor}
-    names |= {"MeanAbsoluteError": torchmetrics.MeanAbsoluteError, "x": x, "y": y, "model": model}
+    names |= {name: getattr(torchmetrics, name) for name in ("MeanAbsoluteError", "MetricCollection")}
+    names |= {"x": x, "y": y, "model": model}
     names |= {"optimizer": optimizer, "batches": [(x[:4], y[:4]), (x[4:], y[4:])]}
     names["trainer"] = loopwright.Trainer(model, optimizer, nn.MSELoss())
     missing = without("matplotlib") if "not installed" in mistake.code else contextlib.nullcontext()

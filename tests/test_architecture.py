@@ -20,7 +20,15 @@ import loopwright.callbacks
 PACKAGE = Path(loopwright.__file__).parent
 
 FLOORS = {
-    4: ["loopwright", "loopwright.__main__", "loopwright.doctor", "loopwright.explain_command", "loopwright.testing"],
+    4: [
+        "loopwright",
+        "loopwright.__main__",
+        "loopwright.doctor",
+        "loopwright.explain_command",
+        "loopwright.testing",
+        "loopwright.testing.contract",
+        "loopwright.testing.tiny",
+    ],
     3: ["loopwright.explain", "loopwright.saving", "loopwright.trainer"],
     2: [
         "loopwright.callbacks",
@@ -272,7 +280,7 @@ def test_callbacks_never_import_each_other_or_the_trainer() -> None:
 
 def test_nobody_but_the_front_door_and_the_test_helpers_imports_the_trainer() -> None:
     importers = {found.by for found in OWN_IMPORTS if found.name == "loopwright.trainer"}
-    assert importers <= {"loopwright", "loopwright.testing"}
+    assert importers <= {"loopwright", "loopwright.testing.tiny"}
 
 
 def test_the_lower_floors_load_torch_and_the_standard_library_only() -> None:

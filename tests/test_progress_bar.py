@@ -27,7 +27,7 @@ import torch
 import tqdm
 from torch import nn
 
-from loopwright import Callback, Every, Output, State, Trainer
+from loopwright import Callback, ConfigError, Every, Output, State, Trainer
 from loopwright.callbacks import Checkpoint, ProgressBar
 from loopwright.testing import tiny_data, tiny_model, tiny_state, two_step_fit
 
@@ -714,3 +714,43 @@ def test_nothing_is_logged_by_a_fit_that_goes_well(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.DEBUG, "loopwright"):
         two_step_fit(ProgressBar(file=Terminal()))
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "what", "fix"),
+    [
+        ("log.txt", "file is 'log.txt', which has no write, no flush", "file=open('log.txt', 'w')"),
+        (Path("log.txt"), "which has no write, no flush", "file=open('log.txt', 'w')"),
+        (True, "file is True, which has no write", "file=sys.stdout, or leave it out"),
+        (io.BytesIO(), ", opened for bytes", "file=sys.stdout, or leave it out"),
+    ],
+)
+def test_what_text_cannot_be_written_to_is_refused_by_the_constructor(file: Any, what: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ProgressBar(file=file)
+    assert what in caught.value.what
+    assert caught.value.fix == fix
+
+
+def test_a_file_that_is_opened_for_bytes_is_answered_with_its_name(tmp_path: Path) -> None:
+    with (tmp_path / "log.txt").open("wb") as file, pytest.raises(ConfigError) as caught:
+        ProgressBar(file=file)  # type: ignore[arg-type]  # what a type checker says too
+    assert caught.value.fix == f"file=open({str(tmp_path / 'log.txt')!r}, 'w')"
+
+
+class Tee:
+    """What copies all to a second place, as people write it: with nothing that says whether it is a terminal."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None: ...
+
+
+def test_a_file_of_ones_own_that_does_not_say_whether_it_is_a_terminal_gets_plain_lines() -> None:
+    tee = Tee()
+    two_step_fit(ProgressBar(file=tee))  # type: ignore[arg-type]  # no whole TextIO
+    assert tee.text.startswith("epoch 1/1  step 2  train/loss ")

@@ -1,13 +1,17 @@
-"""Arguments that there are none of: what was meant by them, which Python itself says from 3.13 on only."""
+"""Arguments that there are none of: what was meant by them, which Python itself says from 3.13 on only.
+
+And functions that do not take what they are going to be given.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable, Mapping
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from loopwright.errors import nearest
+from loopwright.errors import ConfigError, nearest
 
 _OF_THE_OPTIMIZER = ("learning_rate", "lr", "momentum", "weight_decay")
 # What others call it.
@@ -111,3 +115,39 @@ def _meant(name: str, known: tuple[str, ...], of_fit: tuple[str, ...]) -> str:
         return "; it is one of fit's" if ours == name else f"; it is one of fit's, {ours!r}"
     meant = nearest(ours if ours in known else name, known)
     return f"; {meant}" if meant else ""
+
+
+def check_takes(name: str, function: object, *given: str) -> None:
+    """Raise ConfigError where a function is certain not to be callable with these arguments, by position.
+
+    Nothing is certain of what is no function of Python's in the end, nor where a signature was written by hand. A
+    decorator may show the signature of what it wraps, and take something else: it is asked for its own.
+    """
+    called: Any = function
+    while type(called) is functools.partial:
+        called = called.func
+    if type(called) is MethodType:
+        called = called.__func__
+    elif type(called) is not FunctionType:
+        called = inspect.getattr_static(type(called), "__call__", None)
+    if type(called) is not FunctionType or hasattr(called, "__signature__") or hasattr(function, "__signature__"):
+        return
+    signature = inspect.signature(function, follow_wrapped=False)  # type: ignore[arg-type]  # it is callable
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        shown = type(function).__name__ if called.__name__ == "__call__" else called.__name__
+        defined = called.__name__ if called.__name__.isidentifier() else name
+        own = [] if called is function or type(function) is functools.partial else ["self"]
+        raise ConfigError(
+            f"{name} is {shown}{_bare(signature)}, which cannot be called with {' and '.join(given)}: {error}",
+            why=f"the loop calls {name}({', '.join(given)})",
+            fix=f"def {defined}({', '.join([*own, *given])}), and functools.partial for what else it takes",
+        ) from None
+
+
+def _bare(signature: inspect.Signature) -> str:
+    """The names of the parameters alone."""
+    empty = inspect.Parameter.empty
+    names = [parameter.replace(annotation=empty, default=empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=names, return_annotation=empty))

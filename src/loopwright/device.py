@@ -76,14 +76,39 @@ def _no_such_device(device: str, known: list[str]) -> ConfigError:
 
 
 def place(model: nn.Module, optimizer: Optimizer, others: Iterable[object], device: torch.device) -> None:
-    """Bring a model, its optimizer's state, and whatever modules there are among ``others`` to a device."""
+    """Bring a model, its optimizer's state, and whatever modules there are among ``others`` to a device.
+
+    Raises:
+        ConfigError: One of them is on the meta device, and holds nothing.
+    """
     if any(tensor.device != device for tensor in _tensors(model)):
-        model.to(device)
+        _bring(model, device)
         if optimizer.state:
             optimizer.load_state_dict(optimizer.state_dict())  # casts its tensors to the parameters' device
     for other in others:
         if isinstance(other, nn.Module):
-            other.to(device)
+            _bring(other, device)
+
+
+def _bring(module: nn.Module, device: torch.device) -> None:
+    try:
+        module.to(device)
+    except NotImplementedError:
+        check_values(module, device)
+        raise
+
+
+def check_values(module: nn.Module, device: torch.device) -> None:
+    """Raise ConfigError where something of a module that is to be brought to a device is on the meta device."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    if names := [name for name, tensor in named if tensor.is_meta]:
+        raise ConfigError(
+            f"{', '.join(names[:3])}{' and others' * bool(names[3:])} of {type(module).__name__} "
+            f"{'are' if names[1:] else 'is'} on the meta device",
+            why="there they have shapes, and no values",
+            fix=f'model.to_empty(device="{device.type}"), then give every parameter and buffer its values, by '
+            "reset_parameters or load_state_dict, and only then make the optimizer",
+        )
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

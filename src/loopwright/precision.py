@@ -6,6 +6,9 @@ import contextlib
 from typing import Literal, TypeAlias
 
 import torch
+from torch.optim import Optimizer
+
+from loopwright.errors import ConfigError
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
@@ -22,3 +25,28 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
 def grad_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler | None:
     """The scaler that keeps fp16 gradients from vanishing, or None for the other precisions."""
     return torch.amp.GradScaler(device.type) if precision == "fp16" else None
+
+
+def unscale(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
+    """Divide the gradients by the scale.
+
+    Raises:
+        ConfigError: Some of them are float16.
+    """
+    try:
+        scaler.unscale_(optimizer)
+    except ValueError as error:
+        if "FP16 gradients" in str(error):  # torch's words
+            raise half_weights() from error
+        raise
+
+
+def half_weights() -> ConfigError:
+    """The error for weights that are float16 themselves under fp16."""
+    return ConfigError(
+        "precision='fp16' does not go with trained weights that are float16 themselves",
+        why="their gradients are float16 as well, and lose in it what the scaled loss was to save; torch does not "
+        "unscale them",
+        fix="leave out model.half(), or take it back with model.float(): precision='fp16' computes in float16, and "
+        "leaves the weights in float32",
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from loopwright.arguments import NamedArguments
-from loopwright.errors import ConfigError
+from loopwright.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from loopwright.state import Progress
@@ -127,7 +127,7 @@ class Schedule(NamedArguments):
             raise ConfigError(
                 f"each is {self.each!r}, and must be 'step' or 'epoch'",
                 why="a scheduler that moves at the wrong cadence trains with the wrong learning rate",
-                fix=f'Schedule({type(self.lr_scheduler).__name__}(...), each="step")',
+                fix=_cadence(self.each, f"Schedule({type(self.lr_scheduler).__name__}(...), each="),
             )
         name = type(self.lr_scheduler).__name__
         if isinstance(self.lr_scheduler, ReduceLROnPlateau):
@@ -143,3 +143,16 @@ class Schedule(NamedArguments):
                 why="only schedulers such as ReduceLROnPlateau follow a metric",
                 fix="leave monitor out",
             )
+
+
+_MEANT = {"epoch": "epoch", "step": "step", "batch": "step", "iter": "step"}  # what others call the two
+
+
+def _cadence(given: object, before: str) -> str:
+    """Which of the two words was meant, where that can be told: the other one would be the wrong cadence."""
+    called = str(given).lower()
+    meant = {ours for word, ours in _MEANT.items() if word in called}
+    if len(meant) == 1:
+        return f'{before}"{meant.pop()}")'
+    close = nearest(called, ("step", "epoch")) if not meant else ""  # else it has both words in it
+    return close or f'{before}"step") or {before}"epoch")'

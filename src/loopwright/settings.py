@@ -8,15 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from loopwright.arguments import check_takes
 from loopwright.callback import Callback
 from loopwright.errors import ConfigError, nearest
 from loopwright.guard import NonFinitePolicy
 from loopwright.logger import check_apart
 from loopwright.metrics import check_name
-from loopwright.precision import Precision
+from loopwright.precision import Precision, half_weights
 from loopwright.schedule import Schedule, check_count
 from loopwright.step import LossFn, Metric, describe
 
@@ -99,6 +101,13 @@ class Settings:
         sparse &= {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
         if names := [name for name, p in model.named_parameters() if id(p) in sparse]:
             raise sparse_clipping(names)
+
+    def check_half(self, optimizer: Optimizer) -> None:
+        """Raise ConfigError where every trained weight is float16, and a scaler is to unscale their gradients."""
+        if self.precision == "fp16":
+            trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+            if trained and all(parameter.dtype is torch.float16 for parameter in trained):
+                raise half_weights()
 
     def doubts(self, model: nn.Module, optimizer: Optimizer, loss: object) -> list[str]:
         """What can be meant, and seldom is, in words for a warning.
@@ -228,10 +237,28 @@ def check_metrics(metrics: object) -> dict[str, Metric]:
                 why="a metric is an object with reset(), update(predictions, targets) and compute()",
                 fix=f"metrics={{{name!r}: ...}} with an instance of a class that has these three",
             )
+    _check_once(metrics)
     return dict(metrics)
 
 
 _METHODS = ("reset", "update", "compute")
+
+
+def _check_once(metrics: Mapping[str, Metric]) -> None:
+    """Raise ConfigError where one metric would be updated under two names: of itself, a collection, a sum."""
+    taken: dict[int, str] = {}
+    for name, metric in metrics.items():
+        parts = list(metric.modules()) if isinstance(metric, nn.Module) else [metric]
+        for part in parts:
+            if (other := taken.get(id(part))) is not None:
+                raise ConfigError(
+                    f"the metrics {other!r} and {name!r} are one {type(part).__name__}"
+                    if part is metric is metrics[other]
+                    else f"the metrics {other!r} and {name!r} share one {type(part).__name__}",
+                    why="it would be updated twice with each batch, and count it twice",
+                    fix="an instance of its own for each name",
+                )
+        taken |= {id(part): name for part in parts if all(hasattr(part, method) for method in _METHODS)}
 
 
 def _named(metrics: object) -> str:
@@ -360,3 +387,7 @@ def check_step(loss: LossFn | None, step: object) -> None:
                 why="it must be a function, or an object that can be called like one",
                 fix="loss=nn.MSELoss(), or step=my_step",
             )
+    if step is not None:
+        check_takes("step", step, "model", "batch")
+    else:
+        check_takes("loss", loss, "predictions", "targets")

@@ -49,6 +49,10 @@ class Output:
     targets: Any = None
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if type(self.metrics) is not dict:  # one is made for each batch
+            _check_named(self.metrics)
+
     def detached(self) -> Output:
         """The same output with every tensor detached from the graph.
 
@@ -63,6 +67,16 @@ class Output:
             _detached(self.predictions),
             _detached(self.targets),
             _detached(self.metrics) if self.metrics else self.metrics,
+        )
+
+
+def _check_named(metrics: object) -> None:
+    """Raise ConfigError unless the values that a step measured have names."""
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ConfigError(
+            f"metrics of the Output is {describe(metrics)}",
+            why="each value needs a name to be logged by",
+            fix='Output(loss, metrics={"name": value})',
         )
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
-from loopwright.arguments import NamedArguments
+from loopwright.arguments import NamedArguments, check_takes
 from loopwright.averages import Averages
 from loopwright.batches import Pass, evaluated
 from loopwright.callback import Callback, Hooks
 from loopwright.callbacks.checkpoint import Checkpoint
 from loopwright.callbacks.early_stopping import EarlyStopping, restoring
-from loopwright.device import map_tensors, move, mover, place, resolve_device
+from loopwright.device import check_values, map_tensors, move, mover, place, resolve_device
 from loopwright.errors import ConfigError, NonFiniteError
 from loopwright.guard import LOSS, NORM, Guard, NonFinitePolicy, Weights, all_finite
 from loopwright.metric_calls import compute_metric, named_scores, reset_metric, together, update_metric
@@ -35,7 +35,7 @@ from loopwright.nonfinite.culprit import Culprit
 from loopwright.nonfinite.rerun import Replay
 from loopwright.nonfinite.skips import Skips
 from loopwright.planning import check_loader, check_passes, length_of, no_batches, plan_fit, unused_cadence
-from loopwright.precision import Precision, autocast, grad_scaler
+from loopwright.precision import Precision, autocast, grad_scaler, unscale
 from loopwright.preflight import Preflight
 from loopwright.randomness import deterministic_kernels, seed_everything
 from loopwright.result import Result
@@ -44,7 +44,14 @@ from loopwright.saving import Saving
 from loopwright.schedule import Every, Schedule
 from loopwright.scheduling import check_lasts, explain_end
 from loopwright.scopes import scope
-from loopwright.settings import Settings, check_callbacks, check_metrics, check_model, check_step, sparse_clipping
+from loopwright.settings import (
+    Settings,
+    check_callbacks,
+    check_metrics,
+    check_model,
+    check_step,
+    sparse_clipping,
+)
 from loopwright.sizes import weigh
 from loopwright.state import Plan, Stage, State, written_to
 from loopwright.step import (
@@ -248,8 +255,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             The history, the reason for the end, and how far the run has come.
 
         Raises:
-            ConfigError: No target, data that is no loader, a schedule that ends before the fit does, or a check of the
-                preflight failed.
+            ConfigError: No target, data that is no loader, a schedule that ends before the fit does, weights that are
+                float16 themselves under ``precision="fp16"``, or a check of the preflight failed.
             DataError: The data is empty, or can be read once and is needed again, or a batch's size is not clear.
             CheckpointError: There is nothing whole to resume from, it is of another run, or a save has failed.
             NonFiniteError: A loss, or what became of the weights, is NaN or infinite, under ``"raise"``.
@@ -274,6 +281,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             skips=self._may_skip,
         )
         self._check_idle("train")
+        settings.check_half(state.optimizer)
         if settings.schedule is not None and not restores:
             self._check_schedule(plan)
         self._fitted = plan
@@ -511,7 +519,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
                 self._guard.parameters(state.model)  # with ruined weights every later step would be skipped too
             return
         if scaler is not None:
-            scaler.unscale_(optimizer)
+            unscale(scaler, optimizer)
         if window.size > 1 and (correction := window.correction()) is not None:
             for parameter in self._trained():
                 if parameter.grad is not None:
@@ -845,6 +853,7 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             ConfigError: The step returned no predictions.
         """
         check_loader("data", data)
+        check_takes("forward", forward, "model", "batch")
         outputs: list[Any] = []
         with self._prepared("predict", Plan(batches=length_of(data))), evaluating(self.state.model):
             for batch in evaluated(data, "data to predict", None):
@@ -913,13 +922,15 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             The checks, each passed, failed or not applicable; ``str`` of it is a table.
 
         Raises:
-            ConfigError: Data that is no loader. What the model, the step or the data raise is a failed check.
+            ConfigError: Data that is no loader, or a model on the meta device. What the model, the step or the data
+                raise is a failed check.
         """
         from loopwright.checks import preflight  # here, for most runs need none of it
         from loopwright.checks.rehearsal import Subject
 
         self._check_idle("train")
         state, settings = self.state, self._settings
+        check_values(state.model, state.device)
         subject = Subject(
             state.model,
             state.optimizer,

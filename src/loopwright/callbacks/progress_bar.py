@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from loopwright.callback import Callback, after_the_others, without_output
+from loopwright.errors import ConfigError
 from loopwright.metrics import of_one_layer
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ class ProgressBar(Callback[Any]):
     called after theirs, in a subclass that overrides them too. To print while the bar is up, use ``tqdm.write``.
 
     Args:
-        file: Where to write; by default what ``sys.stderr`` is when fit is called.
+        file: Where to write, a file opened for text; by default what ``sys.stderr`` is when fit is called.
+
+    Raises:
+        ConfigError: ``file`` is none.
 
     Examples:
         >>> trainer = Trainer(model, optimizer, loss, callbacks=[ProgressBar()])
@@ -59,6 +64,8 @@ class ProgressBar(Callback[Any]):
     """
 
     def __init__(self, *, file: TextIO | None = None) -> None:
+        if file is not None:
+            _check_file(file)
         self.file = file
         self._lines: TextIO | None = None  # where plain lines go, if it is plain lines
         self._make_bar: Callable[..., Tqdm] | None = None  # what makes a bar, if it is a bar
@@ -78,7 +85,7 @@ class ProgressBar(Callback[Any]):
         if file is None or _rank() != 0 or os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false"):
             return
         notebook = self.file is None and _in_notebook()
-        if not notebook and (not file.isatty() or os.environ.get("TERM") == "dumb"):
+        if not notebook and (not _is_terminal(file) or os.environ.get("TERM") == "dumb"):
             self._lines = file
             return
         widget = _widget_bar() if notebook else None
@@ -249,6 +256,24 @@ def _epoch(state: State, number: int) -> str:
 
 def _of(number: int, total: int | None) -> str:
     return str(number) if total is None else f"{number}/{total}"
+
+
+def _check_file(file: object) -> None:
+    """Raise ConfigError unless text can be written to it."""
+    binary = isinstance(file, (io.RawIOBase, io.BufferedIOBase))
+    missing = [method for method in ("write", "flush") if not callable(getattr(file, method, None))]
+    if binary or missing:
+        name = os.fspath(file) if isinstance(file, (str, os.PathLike)) else getattr(file, "name", None)
+        raise ConfigError(
+            f"file is {file!r}" + (", opened for bytes" if binary else f", which has no {', no '.join(missing)}"),
+            why="the lines are text, and are written to it as to sys.stderr",
+            fix=f"file=open({name!r}, 'w')" if isinstance(name, str) else "file=sys.stdout, or leave it out",
+        )
+
+
+def _is_terminal(file: TextIO) -> bool:
+    """What has nothing to say about it, such as a class of one's own that copies all to a second file, is none."""
+    return callable(isatty := getattr(file, "isatty", None)) and bool(isatty())
 
 
 def _encodable(text: str, file: TextIO) -> str:

@@ -22,7 +22,7 @@ from loopwright.checks.tensors import TensorAsFound, of_one_piece
 from loopwright.device import map_tensors, mover, place
 from loopwright.metric_calls import reset_metric, update_metric
 from loopwright.modes import evaluating
-from loopwright.precision import Precision, autocast, grad_scaler
+from loopwright.precision import Precision, autocast, grad_scaler, unscale
 from loopwright.randomness import RandomState
 from loopwright.settings import modules_of
 from loopwright.step import LossFn, Metric, Output, as_output, check_trainable, supervised_step
@@ -245,7 +245,7 @@ def train(subject: Subject, batches: Iterable[Any], names: Mapping[int, str], *,
                 found.doubled = found.doubled or _doubled(own, subject, 1.0 if scaler is None else scaler.get_scale())
                 _take_down(found, subject, names, recorder, output)
                 if scaler is not None and update:
-                    scaler.unscale_(subject.optimizer)
+                    unscale(scaler, subject.optimizer)
                 if subject.clip_norm is not None and update:
                     nn.utils.clip_grad_norm_(list(_parameters(subject)), subject.clip_norm)
                 return output.loss.detach()
