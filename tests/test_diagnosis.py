@@ -169,3 +169,120 @@ def test_weights_that_begin_at_zero_are_not_said_to_get_updates_too_large(optimi
         made = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     inspector = inspected(model, made, steps=steps, every=1)
     assert inspector.findings == (), inspector.report()
+
+
+def rules_of(inspector: GradientInspector) -> list[str]:
+    return [finding.rule for finding in inspector.findings]
+
+
+class Heads(nn.Module):
+    """As many heads, of which a batch names one."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        self.body, self.heads = nn.Linear(8, 16), nn.ModuleList(nn.Linear(16, 1) for _ in range(count))
+
+    def forward(self, inputs: Tensor, head: int) -> Tensor:
+        out: Tensor = self.heads[head](self.body(inputs).relu())
+        return out
+
+
+def in_turn(model: nn.Module, batch: tuple[Tensor, Tensor, int]) -> Tensor:
+    return nn.functional.mse_loss(model(batch[0], batch[2]), batch[1])
+
+
+def masked(model: nn.Module, batch: tuple[Tensor, Tensor, int]) -> Tensor:
+    losses = [nn.functional.mse_loss(model(batch[0], head), batch[1]) for head in (0, 1)]
+    return sum((loss * (head == batch[2]) for head, loss in enumerate(losses)), torch.zeros(()))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("step", [in_turn, masked])
+def test_a_head_that_is_trained_between_the_inspections_gets_no_finding(step: Any, optimizer: Any) -> None:
+    torch.manual_seed(0)
+    model, inspector = Heads(), GradientInspector(every=Every(steps=20))
+    data = [(x := torch.randn(16, 8), x[:, :1].sin(), number % 2) for number in range(30)]
+    made = optimizer(model.parameters(), lr=1e-2)
+    Trainer(model, made, step=step, callbacks=[inspector], device="cpu").fit(data, steps=240)
+    assert inspector.findings == (), inspector.report()
+
+
+def test_of_a_layer_that_is_never_trained_it_is_said_whether_it_was_called_and_what_is_used_of_it() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut, self.spare, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+            self.used, self.unused = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            out: Tensor = self.head(inputs * self.used + (self.cut(inputs).detach() if self.mode else 0.0))
+            return out
+
+        mode = True
+
+    causes = {}
+    for mode, kept in [(True, "cut"), (False, "spare"), (False, "unused")]:
+        torch.manual_seed(0)
+        model = Partly()
+        model.mode = mode
+        held = [p for name, p in model.named_parameters() if name.startswith((kept, "used", "head"))]
+        (finding,) = (f for f in inspected(model, torch.optim.Adam(held)).findings if f.rule == "no gradient")
+        causes[kept] = finding.cause
+    assert causes["cut"].startswith("in step 1 it was called, and its output did not reach the loss")
+    assert causes["spare"] == "in step 1 the forward pass did not call it"
+    assert causes["unused"].startswith("the layer's others do")
+
+
+@pytest.mark.parametrize(("units", "size"), [(50, 8), (500, 8)])
+@pytest.mark.parametrize(("steps", "every"), [(300, 50), (40, 1)])
+def test_units_that_the_batch_chooses_are_not_said_to_be_dead(units: int, size: int, steps: int, every: int) -> None:
+    torch.manual_seed(0)
+    model, inspector = (
+        nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, units)),
+        GradientInspector(Every(steps=every)),
+    )
+    data = [(torch.randn(size, 8), torch.randint(units, (size, 1)), torch.randn(size, 1)) for _ in range(40)]
+
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return nn.functional.mse_loss(model(batch[0]).gather(1, batch[1]), batch[2])
+
+    made = torch.optim.Adam(model.parameters())
+    Trainer(model, made, step=step, callbacks=[inspector], device="cpu").fit(data, steps=steps)
+    assert inspector.findings == (), inspector.report()
+
+
+class Factors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.table = nn.Parameter(torch.zeros(1)), nn.Embedding(500, 8)
+        nn.init.normal_(self.table.weight, std=0.3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = self.table(inputs)
+        out: Tensor = self.bias + 0.5 * (rows.sum(1) ** 2 - (rows**2).sum(1)).sum(1, keepdim=True)
+        return out
+
+
+@pytest.mark.parametrize("lr", [0.02, 0.05])
+def test_a_scalar_that_belongs_near_zero_is_not_said_to_get_updates_too_large(lr: float) -> None:
+    torch.manual_seed(9)
+    true = Factors()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        data = [(x := torch.randint(500, (32, 4)), true(x) + 0.3 * torch.randn(32, 1)) for _ in range(60)]
+    model, inspector = Factors(), GradientInspector()
+    made = torch.optim.SGD(model.parameters(), lr=lr)
+    Trainer(model, made, nn.MSELoss(), callbacks=[inspector], device="cpu").fit(data, steps=400)
+    assert inspector.findings == (), inspector.report()
+
+
+def test_units_before_a_saturated_activation_are_not_called_dead_and_those_behind_it_are() -> None:
+    for act, bias, rules in ((nn.Tanh, 0.0, ["saturated"]), (nn.ReLU, -30.0, ["saturated", "dead units"])):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 20), act(), nn.Linear(20, 1))
+        nn.init.constant_(model[2].get_parameter("bias")[:15], bias)
+        inspector = GradientInspector()
+        data = [(x := 3000 * torch.rand(32, 1) + 500, torch.sin(x / 900)) for _ in range(8)]
+        made = torch.optim.Adam(model.parameters())
+        Trainer(model, made, nn.MSELoss(), callbacks=[inspector], device="cpu").fit(data, steps=60)
+        assert rules_of(inspector) == rules, inspector.report()

@@ -924,3 +924,12 @@ def test_a_layer_that_comes_in_between_does_not_shift_the_names() -> None:
 def inspector_norm(layer: nn.Module) -> Any:
     gradients = [p.grad.flatten() for p in layer.parameters() if p.grad is not None]
     return pytest.approx(float(torch.cat(gradients).norm()), rel=1e-4)
+
+
+def test_a_checkpoint_whose_silences_have_one_row_is_gone_on_from_without_them() -> None:
+    inspector, other = each_step(), each_step()
+    small_trainer(inspector, model=mlp(3)).fit(vectors(), steps=3)
+    state = inspector.state_dict()
+    state["record"]["quiet"] = {"0.bias": torch.full((32,), 5, dtype=torch.int32)}  # as version 0.1.0 wrote it
+    other.load_state_dict(state)
+    assert other.report() == inspector.report()

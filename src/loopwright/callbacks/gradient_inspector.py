@@ -168,7 +168,7 @@ class GradientInspector(Callback[Any]):
     def _evidence(self) -> Evidence:
         with TURNS:
             self._catch_up()
-            return evidence_of(self._record, died=self._died)
+            return evidence_of(self._record, self._turns, died=self._died)
 
     def on_fit_start(self, state: State) -> None:
         """Begin afresh in a fresh run, and find the first step to inspect."""
@@ -287,10 +287,10 @@ class GradientInspector(Callback[Any]):
         return values
 
     def _dead(self, places: list[int]) -> float:
-        """The share of a layer's units whose gradient is zero, where it is half of them or more."""
+        """The share of a layer's units whose gradient is zero, once it was half of them."""
         for i in places:
             if (quiet := self._record.quiet.get(self._record.parameters[i].name)) is not None:
-                return float((quiet > 0).float().mean())
+                return float((quiet[0] > 0).float().mean())
         return 0.0
 
     def _draw(self, state: State) -> None:

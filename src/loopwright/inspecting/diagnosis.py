@@ -19,6 +19,7 @@ from loopwright.inspecting.inspection import (
 
 MODEL = "the model"  # the layer of a finding that is about all of them
 _RECENT = 8  # the newest inspections, in which a fault has to persist
+_MOST = 0.9  # share of the living units whose silences are looked at
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Layer:
         parameters: Its parameters.
         numbers: What was measured, inspection by inspection.
         places: Those of its parameters in the inspections.
-        dead: The share of its units whose gradient was zero in each of the last three inspections.
+        dead: The share of its units whose gradient has been zero for so long that they hardly come back.
+        silence: For how many inspections that is.
         recent: The newest of the numbers.
         held: The parameters that require a gradient and are in the optimizer.
     """
@@ -80,6 +82,7 @@ class Layer:
     numbers: tuple[LayerNumbers, ...]
     places: tuple[int, ...]
     dead: float
+    silence: int
     recent: tuple[LayerNumbers, ...]
     held: tuple[Parameter, ...]
 
@@ -102,12 +105,14 @@ class Evidence:
         layers: In the order of the forward pass, as far as it is known.
         inspections: All that the record has kept.
         parameters: In the order of the inspections' numbers.
+        turns: When each layer and each watched activation was called in the first inspected forward pass.
         died: Whether the run was ended by a value that is not finite, so that no more inspections will come.
     """
 
     layers: tuple[Layer, ...]
     inspections: tuple[Inspection, ...]
     parameters: tuple[Parameter, ...]
+    turns: Mapping[str, int]
     died: bool = False
 
     @property
@@ -144,7 +149,7 @@ class Evidence:
         return sum(found) >= needed
 
 
-def evidence_of(record: Record, *, died: bool = False) -> Evidence:
+def evidence_of(record: Record, turns: Mapping[str, int], *, died: bool = False) -> Evidence:
     """What the record holds, layer by layer."""
     parameters, inspections = record.parameters, record.inspections
     layers = []
@@ -152,6 +157,7 @@ def evidence_of(record: Record, *, died: bool = False) -> Evidence:
         own = tuple(parameters[i] for i in places)
         sizes = [p.size for p in own]
         numbers = tuple([layer_numbers(one, places, sizes) for one in inspections])
+        dead, silence = _dead(record, own) if record.quiet else (0.0, 0)
         layers.append(
             Layer(
                 name=name,
@@ -159,12 +165,13 @@ def evidence_of(record: Record, *, died: bool = False) -> Evidence:
                 parameters=own,
                 numbers=numbers,
                 places=tuple(places),
-                dead=_dead(record, own) if record.quiet else 0.0,
+                dead=dead,
+                silence=silence,
                 recent=numbers[-_RECENT:],
                 held=tuple([p for p in own if p.trainable and p.group >= 0]),
             )
         )
-    return Evidence(tuple(layers), tuple(inspections), tuple(parameters), died)
+    return Evidence(tuple(layers), tuple(inspections), tuple(parameters), turns, died)
 
 
 def _signal(one: Inspection, places: Sequence[int], parameters: Sequence[Parameter]) -> float:
@@ -173,11 +180,20 @@ def _signal(one: Inspection, places: Sequence[int], parameters: Sequence[Paramet
     return math.sqrt(sum(g * g for g, _ in found) / size) if size else MISSING
 
 
-def _dead(record: Record, parameters: Iterable[Parameter]) -> float:
+def _dead(record: Record, parameters: Iterable[Parameter]) -> tuple[float, int]:
+    """The share of a layer's units that are dead, and for how many inspections they have been silent at least.
+
+    Where the batch chooses the units, as by the action taken or the labels there are, those of one inspection were
+    silent at those before. How long nine in ten of them were tells how long a silence says nothing in this layer:
+    twice that much is needed. One unit that came back after long does not speak for all.
+    """
     for parameter in parameters:
         if (quiet := record.quiet.get(parameter.name)) is not None:
-            return float((quiet >= 3).float().mean())
-    return 0.0
+            living = quiet[1][quiet[0] < 3].float()
+            longest = float(living.sort().values[int(_MOST * len(living))]) if len(living) else 0.0
+            needed = max(3, 2 * int(longest) + 1)
+            return float((quiet[0] >= needed).float().mean()), needed
+    return 0.0, 0
 
 
 def report_of(evidence: Evidence, findings: Sequence[Finding]) -> str:

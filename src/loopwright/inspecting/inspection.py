@@ -130,7 +130,8 @@ class Record:
     Attributes:
         parameters: What they are about. A parameter that comes later is appended.
         inspections: In the order of their steps.
-        quiet: For the weights of some layers, for how many inspections in a row each unit's gradient was zero.
+        quiet: For the weights of some layers, for how many inspections in a row each unit's gradient was zero, and the
+            longest such time that has ended.
         count: How many inspections there were in all.
     """
 
@@ -213,7 +214,9 @@ class Record:
             Inspection(**dict(zip(COLUMNS, columns, strict=True)), **one)
             for columns, one in zip(numbers.tolist(), rest, strict=True)
         ]
-        record.quiet, record.count = dict(state["quiet"]), state["count"]
+        # Of version 0.1.0 there is one row alone, without the times that have ended.
+        record.quiet = {name: quiet for name, quiet in state["quiet"].items() if quiet.ndim == 2 and len(quiet) == 2}
+        record.count = state["count"]
         return record
 
 

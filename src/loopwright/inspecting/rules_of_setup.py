@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from loopwright.inspecting.diagnosis import Evidence, Finding, finding_of, listed
-from loopwright.inspecting.inspection import MISSING, layer_numbers
+from loopwright.inspecting.diagnosis import Evidence, Finding, Layer, finding_of, listed
+from loopwright.inspecting.inspection import MISSING, Inspection, layer_numbers
 
 HELD_FROZEN = 0.5  # share of the optimizer's elements that are frozen
 
@@ -59,30 +59,54 @@ def frozen(evidence: Evidence) -> Iterator[Finding]:
 
 def unused(evidence: Evidence) -> Iterator[Finding]:
     """A parameter wants a gradient, is in the optimizer, and never gets one."""
-    seen = evidence.recent
-    if len(seen) < 2 and not evidence.died:
+    seen = evidence.inspections
+    if len(seen) < 3:
         return
-    idle = [
-        p
-        for i, p in enumerate(evidence.parameters)
-        if p.trainable and p.group >= 0 and all(one.grad[i] == MISSING for one in seen)
-    ]
+    idle = [p for i, p in enumerate(evidence.parameters) if p.trainable and p.group >= 0 and _untouched(seen, i)]
     if not idle:
         return
     layers = [la.name for la in evidence.layers if any(p.layer == la.name for p in idle)]
-    last = next(p for p in idle if p.layer == layers[-1])
+    last = next(la for la in evidence.layers if la.name == layers[-1])
+    cause, remedy = _cut(last, seen[0].step, known=any(p.turn >= 0 for p in evidence.parameters))
     yield finding_of(
         "no gradient",
         layers[::-1],  # what cuts one layer off cuts off all before it: the last of them is nearest to the cut
-        f"{listed([p.name for p in idle])} got no gradient in {len(seen)} inspections",
-        "it is called, but its output does not reach the loss: detach(), .data, no_grad() or numpy() on the way"
-        if last.turn >= 0
-        else "the forward pass did not call it there",
-        "take the detach() away; where it is meant, as in a target network, requires_grad_(False) on these"
-        if last.turn >= 0
-        else "call it in forward, or take it out of the model; experts that a router passes by need a balancing loss",
+        f"{listed([p.name for p in idle])} got no gradient in {len(seen)} inspections, and did not change in between",
+        cause,
+        remedy,
         parameters=len(idle),
         inspections=len(seen),
+    )
+
+
+def _untouched(seen: Sequence[Inspection], place: int) -> bool:
+    """Whether a parameter got a gradient neither in an inspected step nor, as its weights tell, in one between.
+
+    Heads, experts and blocks take turns, and a cadence may meet the same one each time. Optimizers leave what has no
+    gradient alone, momentum and weight decay included, so that a norm keeps its bits.
+    """
+    norms = {one.weight[place] for one in seen if one.weight[place] != MISSING}
+    return len(norms) == 1 and all(one.grad[place] == MISSING for one in seen)
+
+
+def _cut(layer: Layer, step: int, *, known: bool) -> tuple[str, str]:
+    """Why a layer, or a part of it, gets no gradient, as far as is known, and what to do."""
+    if any(n.grad != MISSING for n in layer.numbers):
+        return (
+            "the layer's others do: forward does not use these, or cuts them off by detach(), .data or no_grad()",
+            "use them in forward, or take them out of the layer",
+        )
+    if layer.parameters[0].turn >= 0:
+        return (
+            f"in step {step} it was called, and its output did not reach the loss: "
+            "detach(), .data, no_grad() or numpy() on the way, or nothing used it",
+            "take the detach() away; where it is meant, as in a teacher that stays, requires_grad_(False) on these",
+        )
+    return (
+        f"in step {step} the forward pass did not call it"
+        if known
+        else "forward does not call it, or its output does not reach the loss: detach(), .data or no_grad() on the way",
+        "call it in forward, or take it out of the model; experts that a router passes by need a balancing loss",
     )
 
 

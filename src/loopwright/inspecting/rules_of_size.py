@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ AT_FIRST = 2.0  # the same within the first three inspections, for half of the l
 EARLY = 10  # steps before which a large update may still be the way to small ones
 SATURATED = 0.5  # share of an activation's outputs
 DEAD = 0.5  # share of a layer's units
+DYING = 0.3  # of the first update without a gradient, at later ones: a momentum
+FEW = 16  # elements: the norm of fewer may well be near 0
 UNDERFLOW = 1e-25  # norms below this have neighbours that float32 cannot hold
 SPIKE = 10.0  # times the median of the five norms before
 STUCK = 20  # attempts at one step
@@ -54,13 +57,16 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
     """Each step changes a layer by more than a tenth of itself, or a first one half of the layers by far more."""
     if not evidence.died and (not evidence.inspections or evidence.inspections[-1].step < EARLY):
         return
+    tiny = all(la.size < FEW for la in evidence.layers if la.held)
     ratios = {
         la.name: statistics.median([n.ratio for n in la.recent if not math.isnan(n.ratio)] or [0.0])
         for la in evidence.layers
-        if la.held and evidence.persists(_larger_than_usual(evidence, la))
+        if la.held
+        and (evidence.died or _has_scale(la, tiny=tiny))
+        and evidence.persists(_larger_than_usual(evidence, la))
     }
     # Later the weights have grown so that the ratio looks usual. A layer alone may begin near zero on purpose.
-    mixing = [la for la in evidence.layers if la.held and la.matrix and la.size >= 16]
+    mixing = [la for la in evidence.layers if la.held and la.matrix and la.size >= FEW]
     first = {la.name: max([n.ratio for n in la.numbers[:3] if not math.isnan(n.ratio)] or [0.0]) for la in mixing}
     thrown = {name: ratio for name, ratio in first.items() if ratio > AT_FIRST}
     if not ratios and thrown and 2 * len(thrown) >= len(mixing):
@@ -75,6 +81,18 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
             "a learning rate ten times smaller, targets of unit scale, or clip_norm=1.0",
             ratio=ratios[names[0]],
         )
+
+
+def _has_scale(layer: Layer, *, tiny: bool) -> bool:
+    """Whether the norm of its weights is a scale for their updates.
+
+    What mixes nothing (a bias, a gate, a temperature) may belong near 0, as may a few elements of any kind, and go to
+    and fro there by more than a tenth of itself, however small the steps. Not so where it stays as large as it began.
+    """
+    if any(p.matrix for p in layer.parameters) and (tiny or layer.size >= FEW):
+        return True
+    norms = [n.weight for n in layer.numbers]
+    return max(norms) <= 2 * norms[0] <= 4 * min(norms) and norms[0] > 0
 
 
 def _larger_than_usual(evidence: Evidence, layer: Layer) -> Iterator[bool]:
@@ -93,11 +111,7 @@ def _larger_than_usual(evidence: Evidence, layer: Layer) -> Iterator[bool]:
 
 def saturated(evidence: Evidence) -> Iterator[Finding]:
     """Activations at their limits, where their slope is nearly zero."""
-    shares: dict[str, float] = {}
-    for name in evidence.inspections[-1].saturated if evidence.inspections else ():
-        own = [one.saturated[name] for one in evidence.recent if name in one.saturated]
-        if evidence.persists(share > SATURATED for share in own):
-            shares[name] = statistics.median(own)
+    shares = _at_limits(evidence)
     if shares:
         names = sorted(shares, key=lambda name: -shares[name])
         yield finding_of(
@@ -109,6 +123,16 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             "normalise the inputs, initialise by nn.init.xavier_uniform_, or put a normalisation before it",
             share=shares[names[0]],
         )
+
+
+def _at_limits(evidence: Evidence) -> dict[str, float]:
+    """The activations that are saturated, and what share of their outputs is."""
+    shares: dict[str, float] = {}
+    for name in evidence.inspections[-1].saturated if evidence.inspections else ():
+        own = [one.saturated[name] for one in evidence.recent if name in one.saturated]
+        if evidence.persists(share > SATURATED for share in own):
+            shares[name] = statistics.median(own)
+    return shares
 
 
 def vanishing(evidence: Evidence) -> Iterator[Finding]:
@@ -146,10 +170,15 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
                 share=1.0,
             )
         return
-    found = [la for la in evidence.layers if la.dead >= DEAD and len(la.numbers) >= 3]
-    silent = [
-        la for la in evidence.layers if la.held and evidence.persists(n.grad == 0 and n.zero == 1 for n in la.recent)
+    # Before a saturated activation the gradient is zero where its slope is, which another rule says.
+    before = max((evidence.turns.get(name, -1) for name in _at_limits(evidence)), default=-1)
+    others = [
+        la
+        for la in evidence.layers
+        if la.held and (before < 0 or la.parameters[0].turn > before) and not _trained_between(la)
     ]
+    found = [la for la in others if la.dead >= DEAD and len(la.numbers) >= 3]
+    silent = [la for la in others if evidence.persists(n.grad == 0 and n.zero == 1 for n in la.recent)]
     if min(n.grad for la in evidence.layers for n in la.recent[-1:] if n.grad > 0) < UNDERFLOW:
         silent = []  # it has become too small for its format on the way, which is another fault
     partly = [la for la in found if la not in silent]
@@ -160,16 +189,30 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
         whole = layers is not partly
         worst = max(layers, key=lambda la: la.dead)
         share = 1.0 if whole else worst.dead
-        before = f"; {len(silent) - 1} layers before it get none either" if whole and len(silent) > 1 else ""
+        times = "the last inspections" if whole else f"each of the last {worst.silence} inspections or more"
+        earlier = f"; {len(silent) - 1} layers before it get none either" if whole and len(silent) > 1 else ""
         yield finding_of(
             "dead units",
             [worst.name, *(la.name for la in layers if la is not worst)],
-            f"the gradient of {share:.0%} of its units was exactly zero in three inspections in a row{before}",
-            "ReLU units that are off for every input: a step too large, or a bias far below zero; "
-            "or what follows passes no gradient: sign, round, a product with zero",
-            "a smaller learning rate and a usual initialisation; LeakyReLU or GELU in place of ReLU",
+            f"the gradient of {share:.0%} of its units was exactly zero in {times}{earlier}",
+            "what follows passes no gradient, such as a ReLU that is off for every input (a step too large, or a bias "
+            "far below zero), sign, round, or a product with zero; or the loss never looks at them",
+            "where it is a ReLU, a smaller learning rate and a usual initialisation, or LeakyReLU or GELU in its place",
             share=share,
         )
+
+
+def _trained_between(layer: Layer) -> bool:
+    """Whether a layer without a gradient in the inspected steps got one in others, as a head on every other batch.
+
+    Of a dead layer the weights stand still, or shrink under weight decay, once a momentum from before has died away.
+    """
+    silent = [n for n in layer.recent if n.grad == 0]
+    if len(silent) < 2:
+        return False
+    rose = any(b.weight > a.weight * (1 + 1e-6) for a, b in itertools.pairwise(silent))
+    later = statistics.median(n.update for n in silent[1:])
+    return rose and later >= DYING * max(silent[0].update, 0.0)
 
 
 def spikes(evidence: Evidence) -> Iterator[Finding]:

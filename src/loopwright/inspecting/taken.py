@@ -82,24 +82,32 @@ class Taken:
         return table
 
     def silent(self, inspection: Inspection, quiet: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """For how many inspections in a row each unit's gradient was zero, where that is so of half the layer.
+        """The silences of the units of a layer, from the first time on at which half of it is silent.
 
         Args:
             inspection: What this one comes to.
             quiet: What this returned for the one before.
+
+        Returns:
+            For how many inspections in a row each unit's gradient was zero, and the longest such time that has ended.
         """
-        found: dict[str, Tensor] = {}
-        if not any(inspection.zeros):
+        found = dict(quiet)
+        if not found and not any(inspection.zeros):
             return found
         for i in self._listing.units:
             parameter = self.parameters[i]
-            if inspection.zeros[i] < 0.5 * parameter.size or (gradient := self._gradient(i)) is None:
+            before = quiet.get(parameter.name)
+            if before is None and inspection.zeros[i] < 0.5 * parameter.size:
+                continue
+            if (gradient := self._gradient(i)) is None:
                 continue
             silent = gradient.reshape(parameter.units, -1).eq(0).all(1)
-            before = quiet.get(parameter.name)
-            if before is None or before.shape != silent.shape:
-                before = torch.zeros_like(silent, dtype=torch.int32)
-            found[parameter.name] = torch.where(silent, before.to(silent.device) + 1, 0)
+            if before is None or before.shape != (2, *silent.shape):
+                before = silent.new_zeros((2, *silent.shape), dtype=torch.int32)
+            now, ended = before.to(silent.device)
+            found[parameter.name] = torch.stack(
+                [torch.where(silent, now + 1, 0), torch.where(silent, ended, torch.maximum(now, ended))]
+            )
         return found
 
     def _gradient(self, place: int) -> Tensor | None:
