@@ -129,6 +129,21 @@ def test_of_one_that_is_not_finite_the_part_is_named(layout: torch.layout) -> No
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_buffer_may_be_nested_where_a_loss_is_not_finite(layout: torch.layout) -> None:
+    class Weighted(nn.Linear):
+        lengths: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.lengths.values().sum()
+
+    model = Weighted(3, 1)
+    model.register_buffer("lengths", nested(layout, 2, 4))
+    with pytest.raises(NonFiniteError, match=r"first used by linear") as caught:
+        trainer(model, nn.MSELoss()).fit([(torch.full((2, 3), float("nan")), torch.ones(2, 1))], epochs=1)
+    assert "failed" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_step_on_one_that_is_not_finite_can_be_skipped(layout: torch.layout) -> None:
     data = [(with_nan(layout), torch.ones(3, 1)), (nested(layout, 2, 3), torch.ones(2, 1))]
     ours = trainer(Sequences(pooled=True), nn.MSELoss(), on_nonfinite="skip")

@@ -79,6 +79,9 @@ def span(tensor: Tensor) -> tuple[float, float] | None:
 
 def same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same, NaN for NaN."""
+    if one.is_nested and other.is_nested:
+        parts, others = one.unbind(), other.unbind()
+        return len(parts) == len(others) and all(map(same, parts, others))
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if one.layout != torch.strided:
