@@ -24,6 +24,7 @@ from torch import nn
 from helpers import At
 from loopwright import Callback, ConfigError, Every, NonFiniteError, Output, State, Trainer
 from loopwright.callbacks import CSVLogger, LearningRateMonitor, Logger
+from loopwright.paths import file_behind
 from loopwright.testing import tiny_data, tiny_state, two_step_fit
 
 
@@ -332,6 +333,125 @@ def test_a_device_as_path_is_an_error_and_stays_where_it_is() -> None:
     with pytest.raises(ConfigError, match="no regular file"):
         two_step_fit(CSVLogger(os.devnull))
     assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.parametrize("held", ["", "a line before\n"])
+def test_the_standard_output_is_refused_whatever_it_goes_to(tmp_path: Path, held: str) -> None:
+    # A stand-in for /dev/stdout, which is such a link: nothing in /dev itself is ever written to by a test.
+    (output := tmp_path / "output.txt").write_text(held)
+    program = (
+        "import os\n"
+        "from loopwright.callbacks import CSVLogger\n"
+        "from loopwright.testing import two_step_fit\n"
+        "os.symlink('/proc/self/fd/1', 'out')\n"
+        "two_step_fit(CSVLogger('out'))\n"
+    )
+    with output.open("a") as file:
+        ran = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, timeout=120, stdout=file, stderr=subprocess.PIPE, text=True
+        )
+    assert "CSVLogger is to write 'out', which is no regular file" in ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "output.txt"]
+    assert os.readlink(tmp_path / "out") == "/proc/self/fd/1"
+    assert output.read_text() == held
+
+
+def test_of_a_link_the_file_behind_it_is_set_aside_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "real.csv").write_text("mine\n")
+    (tmp_path / "metrics.csv").symlink_to(Path("other.csv"))
+    (tmp_path / "other.csv").symlink_to(Path("data", "real.csv"))
+    two_step_fit(CSVLogger(tmp_path / "metrics.csv"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "metrics.csv", "other.csv"]
+    assert (tmp_path / "metrics.csv").is_symlink()
+    assert (tmp_path / "data" / "real-1.csv").read_text() == "mine\n"
+    assert len(rows_of(tmp_path / "data" / "real.csv")) == 1
+
+
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/new.csv", "/dev/new/a.csv"])
+def test_no_place_of_the_systems_is_a_file(place: str) -> None:
+    assert file_behind(Path(place)) is None  # it is only looked at
+
+
+def test_shared_memory_is_a_place_for_files() -> None:
+    assert file_behind(Path("/dev/shm/run/metrics.csv")) == Path(os.path.realpath("/dev/shm"), "run", "metrics.csv")
+
+
+def annotated(path: Path, header: str, *notes: str, end: str = "\n") -> None:
+    """Add cells to the right of each line, as somebody does in an editor."""
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(f"{line},{cell}" for line, cell in zip(lines, (header, *notes), strict=True)) + end)
+
+
+def test_columns_that_somebody_adds_stay_with_their_cells_when_the_run_goes_on(tmp_path: Path) -> None:
+    path, late = tmp_path / "metrics.csv", LogsAtEpochEnd("late", first=4)
+    trainer = trainer_with(CSVLogger(path), late)
+    trainer.fit(tiny_data(), epochs=2)
+    annotated(path, "note,mark", '"slow, too",2', '"two\nlines",')
+    trainer.fit(tiny_data(), epochs=3)  # the rows go on
+    trainer.fit(tiny_data(), epochs=5)  # a column of the run's own comes before those
+    notes = [(row["epoch"], row["late"], row["note"], row["mark"]) for row in rows_of(path)]
+    assert notes == [
+        ("1", "", "slow, too", "2"),
+        ("2", "", "two\nlines", ""),
+        ("3", "", "", ""),
+        ("4", "4.0", "", ""),
+        ("5", "5.0", "", ""),
+    ]
+    assert path.read_text().startswith("epoch,step,train/loss,late,note,mark\n")
+    whole = trainer_with(CSVLogger(tmp_path / "whole.csv"), late)
+    whole.fit(tiny_data(), epochs=5)
+    assert [row["train/loss"] for row in rows_of(path)] == [
+        row["train/loss"] for row in rows_of(tmp_path / "whole.csv")
+    ]
+
+
+def test_a_note_in_the_last_row_stays_when_more_is_added_to_that_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = CSVLogger(path)
+    logger.open(tiny_state(), fresh=True)
+    logger.write(1, 1, {"own": 0.5})
+    logger.write(1, 2, {"own": 0.25})
+    saved = logger.state_dict()
+    logger.write(1, 2, {"of the error": 1.0})
+    logger.close()
+    annotated(path, "", "", "best", end="")  # by an editor that leaves out the last line break; without a header
+    for _ in range(2):
+        resumed = CSVLogger(path)
+        resumed.load_state_dict(saved)
+        resumed.open(tiny_state(), fresh=False)
+        resumed.write(1, 2, {"own": 0.125, "more": 2.0})
+        resumed.write(1, 3, {"own": 0.5})
+        resumed.close()
+        assert path.read_text() == "epoch,step,own,more,\n1,1,0.5,,\n1,2,0.125,2.0,best\n1,3,0.5,,\n"
+
+
+def test_notes_in_another_encoding_stay_byte_for_byte(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    trainer, _ = two_step_fit(CSVLogger(path))
+    path.write_bytes(path.read_bytes().replace(b"val/loss\n", b"val/loss,gr\xfc\xdfe,\n")[:-1] + b",sch\xf6n,\n")
+    trainer.fit(tiny_data(), tiny_data(), epochs=2)
+    header, first, _ = path.read_bytes().splitlines()
+    assert header.endswith(b"val/loss,gr\xfc\xdfe")
+    assert first.endswith(b",sch\xf6n")
+
+
+def test_a_column_in_between_is_refused_and_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    trainer, _ = two_step_fit(CSVLogger(path))
+    path.write_text(path.read_text().replace("step,", "step,note,").replace("1,2,", "1,2,good,"))
+    held = path.read_text()
+    with pytest.raises(ConfigError, match="its columns are epoch, step, note, train/loss"):
+        trainer.fit(tiny_data(), epochs=2)
+    assert path.read_text() == held
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    trainer, _ = two_step_fit(CSVLogger(path))
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r1"))
+    with pytest.raises(ConfigError, match="it cannot be read: new-line character"):
+        trainer.fit(tiny_data(), epochs=2)
 
 
 @pytest.mark.parametrize("other", ["metrics.csv", "link/metrics.csv", "link.csv"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import pickle
 import shutil
 import time
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing import (  # type: ignore[import-untype
 )
 from tensorboard.plugins.hparams import metadata  # type: ignore[import-untyped]  # as above
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from loopwright import Callback, ConfigError, Every, Output, Schedule, State, Trainer
 from loopwright.callbacks import TensorBoardLogger
@@ -242,6 +244,76 @@ def test_a_fresh_run_sets_earlier_event_files_aside_and_says_so(
     assert (tmp_path / "notes.txt").read_text() == "mine"
     said = [record for record in caplog.records if "previous-1" in record.getMessage()]
     assert [(record.name, record.levelname) for record in said] == [("loopwright", "INFO")]
+
+
+def tags_of(folder: Path) -> set[str]:
+    tags = reader_of(folder).Tags()
+    return {tag for kind in ("scalars", "tensors") for tag in tags[kind]}
+
+
+def test_what_a_writer_of_ones_own_adds_to_the_run_stays_in_it_also_when_a_cell_runs_again(tmp_path: Path) -> None:
+    class Writes(Callback[Any]):
+        def setup(self, state: State) -> None:
+            self.writer = SummaryWriter(str(tmp_path))
+            self.writer.add_text("of a callback", name)
+
+        def on_step_end(self, state: State) -> None:
+            self.writer.add_scalar("beside", state.progress.step, state.progress.step)
+
+        def teardown(self, state: State) -> None:
+            self.writer.close()
+
+    left_open = []
+    for name in ("one", "two", "three"):  # a cell of a notebook, in one process
+        with SummaryWriter(str(tmp_path)) as closed:
+            closed.add_text(f"closed {name}", name)
+        writer = SummaryWriter(str(tmp_path))
+        left_open.append(writer)  # as by a notebook, which keeps what it has shown
+        writer.add_text(f"config {name}", name)
+        writer.flush()
+        two_step_fit(TensorBoardLogger(tmp_path), Writes())
+        writer.add_scalar(f"after {name}", 1.0, 1)
+        writer.flush()
+    folders = {"one": tmp_path / "previous-1", "two": tmp_path / "previous-2", "three": tmp_path}
+    for name, folder in folders.items():
+        own = {f"{tag} {name}" for tag in ("closed", "config", "after")}
+        found = {tag.removesuffix("/text_summary") for tag in tags_of(folder)}
+        assert found >= {*own, "of a callback", "beside", "train/loss"}
+        assert not {tag for tag in found if tag.endswith(("one", "two", "three"))} - own
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["previous-1", "previous-2"]
+    for writer in left_open:
+        writer.close()
+
+
+def test_a_run_that_failed_is_an_earlier_one_too(tmp_path: Path) -> None:
+    class Fails(Callback[Any]):
+        def on_step_end(self, state: State) -> None:
+            raise RuntimeError("mine")
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_text("config", "one")
+    with pytest.raises(RuntimeError, match="mine"):
+        two_step_fit(TensorBoardLogger(tmp_path, every=Every(steps=1)), Fails())
+    two_step_fit(TensorBoardLogger(tmp_path))
+    assert "config/text_summary" in tags_of(tmp_path / "previous-1")
+    assert "config/text_summary" not in tags_of(tmp_path)
+
+
+def test_files_of_another_process_are_an_earlier_runs_whatever_its_number(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_text("config", "mine")
+    (own,) = tmp_path.iterdir()
+    when, rest = own.name.removeprefix("events.out.tfevents.").split(".", 1)
+    others = [
+        f"events.out.tfevents.{when}.{rest.replace(f'.{os.getpid()}.', f'.{os.getpid() + 1}.')}",
+        f"events.out.tfevents.{when}.another-{rest}",
+        f"events.out.tfevents.{int(when) - 10**6}.{rest}",  # of one that had this number, as a container's first has
+    ]
+    for name in others:
+        shutil.copy(own, tmp_path / name)
+    two_step_fit(TensorBoardLogger(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "previous-1").iterdir()) == sorted(others)
+    assert own.exists()
 
 
 def test_two_trainers_with_one_logger_get_a_run_each(tmp_path: Path) -> None:

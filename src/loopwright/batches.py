@@ -308,23 +308,28 @@ def named(
     done: int = 0,
     see: Callable[[T], None] | None = None,
 ) -> Iterator[T]:
-    """The batches; what their loader raises gets a note that says where.
+    """The batches; what is raised while one is fetched gets a note that says which.
+
+    The note blames nobody: it may be the loader, or what finds a place in its data again.
 
     Args:
         make: Gives the batches.
         where: The note's words for the batch with this number, counted from 0.
         done: The number of the first one.
-        see: Is shown the first one.
+        see: Is shown the first one. What it raises is not of the fetching, and gets no note.
     """
-    number = done
+    number, fetched_it = done, False
     try:
         for batch in make():
             if see is not None:
+                fetched_it = True
                 see(batch)
-                see = None
+                see, fetched_it = None, False
             yield batch
             number += 1
     except Exception as error:
+        if fetched_it:
+            raise
         note(error, where(number))
         if isinstance(error, RuntimeError) and re.match(r"DataLoader (worker|timed out)", str(error)):
             note(
@@ -356,9 +361,9 @@ def _samples(data: object, start: RandomState | None, number: int) -> list[Any] 
 
 def _where(place: str, samples: list[Any] | None) -> str:
     if samples is None:
-        return f"raised by the loader at {place}"
+        return f"while fetching {place}"
     more = f", ... ({len(samples)} in all)" if len(samples) > _SAMPLES_LISTED else ""
-    return f"raised by the loader at {place}; samples {', '.join(map(str, samples[:_SAMPLES_LISTED]))}{more}"
+    return f"while fetching {place}; samples {', '.join(map(str, samples[:_SAMPLES_LISTED]))}{more}"
 
 
 class _KeepsPlace(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -83,8 +84,8 @@ def _shortest(batch: Any, paths: list[str], names: Mapping[str, str]) -> str | N
         if names and expression.startswith("batch"):
             continue
         expression = _PLAIN_KEY.sub(r'["\1"]', expression)
-        # A packed sequence has no length of its own, and a key of another kind has no plain form.
-        if "'" in expression or len(expression) > _LONGEST or _holds_packed(batch):
+        # What is packed, or nested and strided, has no length of its own; a key of another kind has no plain form.
+        if "'" in expression or len(expression) > _LONGEST or _holds_no_length(batch):
             continue
         found.append(expression)
     best = min(found, key=_rank, default=None)
@@ -97,9 +98,11 @@ def _rank(expression: str) -> tuple[int, bool]:
     return len(expression) - of_targets, not of_targets
 
 
-def _holds_packed(value: Any) -> bool:
+def _holds_no_length(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_nested and value.layout == torch.strided
     if isinstance(value, PackedSequence):
         return True
     if isinstance(value, Mapping):
-        return any(map(_holds_packed, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_holds_packed, value))
+        return any(map(_holds_no_length, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_no_length, value))

@@ -8,7 +8,7 @@ from typing import Any
 
 from loopwright.errors import ConfigError, note
 from loopwright.metrics import check_name, scalar
-from loopwright.mismatch.layers import short
+from loopwright.mismatch.layers import shape_of, short
 from loopwright.nonfinite.census import joined, tensors_in
 from loopwright.step import Metric, Output, describe
 
@@ -72,7 +72,7 @@ def _by(name: str, metric: Metric, method: str) -> str:
 def _given(what: str, value: Any) -> str:
     """What a metric was given, in words: the shapes and types of the tensors in it, or what it is else."""
     try:
-        tensors = [f"{path} {tuple(tensor.shape)} {short(tensor.dtype)}" for path, tensor in tensors_in(value, what)]
+        tensors = [f"{path} {shape_of(tensor)} {short(tensor.dtype)}" for path, tensor in tensors_in(value, what)]
         return joined(tensors) if tensors else f"{what} {describe(value)}"
     except Exception:  # of a tensor without one shape, for example: the error at hand is what is to be seen
         return f"{what} an object of type {type(value).__name__}"

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from loopwright.errors import ConfigError, UnknownMetricError, nearest
+from loopwright.mismatch.layers import shape_of
 
 _NOTHING: Mapping[str, float | Tensor] = {}
 _MOST_PUT_OFF = 1000  # so that what waits takes no more memory in a long run
@@ -261,7 +262,7 @@ def scalar(name: str, value: object) -> float | Tensor:
         if value.numel() == 1 and not value.is_complex():
             return value.detach().reshape(()).clone()
         raise ConfigError(
-            f"the value of {name!r} is a {value.dtype} tensor of shape {tuple(value.shape)}",
+            f"the value of {name!r} is a {value.dtype} tensor of shape {shape_of(value)}",
             why="a metric is one real number",
             fix="log its mean(), or one name for each element",
         )

@@ -38,6 +38,21 @@ def file_in_the_way(path: Path) -> Path | None:
     return next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None)
 
 
+def file_behind(path: Path) -> Path | None:
+    """The file that a path leads to through links; None where it leads through entries of the system's own.
+
+    Those, such as ``/dev/stdout``, stand for a stream. Where it goes to a file, that is not ours to replace.
+    """
+    for _ in range(40):  # links in a row, as many as Linux follows
+        place = Path(os.path.realpath(path.parent), path.name)
+        if place.is_relative_to("/proc") or (place.is_relative_to("/dev") and not place.is_relative_to("/dev/shm")):
+            return None
+        if not place.is_symlink():
+            return place
+        path = place.parent / os.readlink(place)
+    return path
+
+
 def numbered(path: Path) -> Path:
     """The first of ``name-1.suffix``, ``name-2.suffix``, ... that is not taken: where a file is set aside to."""
     candidates = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))

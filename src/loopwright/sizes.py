@@ -35,7 +35,7 @@ def sizes(batch: Any) -> dict[str, int]:
 def _sizes(value: Any, path: str) -> Iterator[tuple[str, int]]:
     if isinstance(value, Tensor):
         if value.ndim:
-            yield path, len(value)
+            yield path, value.size(0)  # its length; a nested tensor may have none, but always has a number of parts
     elif isinstance(value, PackedSequence):
         yield path, int(value.batch_sizes[0])  # how many sequences reach the first time step; always on the CPU
     elif isinstance(value, Mapping):

@@ -14,6 +14,7 @@ from typing_extensions import TypeVar
 from loopwright.device import map_tensors
 from loopwright.errors import ConfigError, DataError, ShapeMismatchError
 from loopwright.metrics import check_name, scalar
+from loopwright.mismatch.layers import shape_of
 from loopwright.mismatch.losses import of_classes, of_two
 from loopwright.mismatch.one_class import check_classes, is_softmax
 
@@ -161,7 +162,11 @@ def supervised_step(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any
             if unseen:
                 check_classes(predictions, targets)
                 unseen = False
-            if predictions.shape != targets.shape:
+            try:
+                alike = predictions.shape == targets.shape
+            except RuntimeError:  # a nested tensor that is strided has no shape, and is broadcast against nothing
+                alike = True
+            if not alike:
                 _check_shapes(predictions, targets, by_index=by_index, explained=explained)
             if ignore_index is not None and not targets.is_floating_point():
                 valid = (targets != ignore_index).sum()
@@ -230,7 +235,7 @@ def describe(value: Any) -> str:
     """A few words that say what an object is: its type, and its shape, keys or length."""
     name = type(value).__name__
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
+        return f"a tensor of shape {shape_of(value)}"
     if isinstance(value, Mapping):
         return f"a {name} with the keys {', '.join(map(repr, value))}"
     if isinstance(value, (list, tuple)):

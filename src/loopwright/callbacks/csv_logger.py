@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
@@ -16,7 +16,7 @@ from loopwright.errors import ConfigError
 from loopwright.forms import Count, check_form
 from loopwright.logger import Logger
 from loopwright.metrics import check_name
-from loopwright.paths import file_in_the_way, numbered, path_of
+from loopwright.paths import file_behind, file_in_the_way, numbered, path_of
 from loopwright.schedule import Every
 
 if TYPE_CHECKING:
@@ -47,14 +47,18 @@ class CSVLogger(Logger):
 
     A fresh run begins a new file, and one that is already there is set aside as ``metrics-1.csv``,
     ``metrics-2.csv`` and so on. A second ``fit`` of the same trainer continues its file. Folders are made as needed.
+    Where the path is a link, all of this is done to the file behind it, and beside that.
+
+    A column that somebody adds to the right, for notes, stays with its cells when the run goes on.
 
     Args:
         path: The file, for example ``"runs/line/metrics.csv"``.
         every: How often to write a row.
 
     Raises:
-        ConfigError: In fit, before the first step: the path is no regular file, or the run would go on in a file
-            that it has not written. From ``Trainer``: another CSVLogger in the list has the same path.
+        ConfigError: In fit, before the first step: the path is no regular file, or leads through ``/dev`` or
+            ``/proc``, as one to the standard output does; or the run would go on in a file that it has not written.
+            From ``Trainer``: another CSVLogger in the list has the same path.
         OSError: In fit: the file cannot be made or written.
 
     Examples:
@@ -67,12 +71,15 @@ class CSVLogger(Logger):
     def __init__(self, path: str | os.PathLike[str], *, every: Every = Every(epochs=1)) -> None:  # noqa: B008
         super().__init__(every=every)
         self.path: Path = path_of("path", path, 'CSVLogger("runs/line/metrics.csv")')
+        self._target = self.path  # the file behind it, where it is a link
         self._file: BinaryIO | None = None
         self._flushed = 0.0  # the time at which the file was last flushed
         self._forget()
 
     def _forget(self) -> None:
         self._names: list[str] = []  # the columns after epoch and step
+        self._beside: list[str] = []  # the columns after those, which somebody has added by hand
+        self._tail = b""  # the cells of the last row in them
         self._rows = 0
         # The last row, as long as more can be added to it, and the offsets at which it begins and ends.
         self._epoch = self._step = self._offset = self._end = 0
@@ -86,25 +93,29 @@ class CSVLogger(Logger):
                 why="what is written is to be in a folder of that name",
                 fix="another path, for example CSVLogger('runs/line/metrics.csv')",
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        exists = self.path.exists()
-        if exists and not self.path.is_file():
+        target, exists = file_behind(self.path), self.path.exists()
+        if target is None or (exists and not target.is_file()):
             folder = self.path.is_dir()
             raise ConfigError(
                 f"CSVLogger is to write {str(self.path)!r}, which is {'a folder' if folder else 'no regular file'}",
                 why="its records are lines of a file that it can go on with",
                 fix=f"for example CSVLogger({str(self.path / 'metrics.csv' if folder else Path('metrics.csv'))!r})",
             )
+        self._target = target
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if fresh:
             self._forget()
             if exists:
                 self._set_aside()
             self._create()
         elif exists:
-            self._go_on()
+            try:
+                self._go_on()
+            except csv.Error as error:
+                raise self._not_ours(f"it cannot be read: {error}") from error
         else:
             logger.warning("%s is gone, with the %d rows written so far; a new file goes on", self.path, self._rows)
-            self._rows, self._values = 0, {}
+            self._rows, self._values, self._beside = 0, {}, []
             self._create()
 
     def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
@@ -116,7 +127,8 @@ class CSVLogger(Logger):
         names = self._names
         if not values.keys() <= set(names):
             names = list(dict.fromkeys((*names, *values)))
-        line = _row(epoch, step, names, row)
+        tail = self._tail if again else b"," * len(self._beside)
+        line = _row(epoch, step, names, row, tail)
         if len(names) > len(self._names):
             self._widen(names, line, above=self._rows - again)
         elif again:
@@ -128,7 +140,7 @@ class CSVLogger(Logger):
         else:
             self._offset, self._end = self._end, self._end + len(line)  # to ask the file would be a system call
             file.write(line)
-        self._epoch, self._step, self._values = epoch, step, row
+        self._epoch, self._step, self._values, self._tail = epoch, step, row, tail
         self._rows += not again
         if time.monotonic() - self._flushed > _BUFFERED:
             self.flush()
@@ -173,83 +185,91 @@ class CSVLogger(Logger):
         self._values = dict(state["values"])
 
     def _set_aside(self) -> None:
-        with self.path.open("rb") as file:
+        with self._target.open("rb") as file:
             if file.read(64) in (b"", _line(_columns([]))):
                 return  # it holds no row: the run that made it ended before its first
-        aside = numbered(self.path)
-        self.path.rename(aside)
-        logger.info("%s was there from an earlier run, and is now %s", self.path, aside)
+        aside = numbered(self._target)
+        self._target.rename(aside)
+        logger.info("%s was there from an earlier run, and is now %s", self._target, aside)
 
     def _create(self) -> None:
-        self._file = self.path.open("w+b")
+        self._file = self._target.open("w+b")
         self._end = self._file.write(_line(_columns(self._names)))
         self.flush()
 
     def _go_on(self) -> None:
         """Open the file where the last row ends, with what was written later cut off."""
-        self._file = file = self.path.open("r+b")
-        header = file.readline()
-        columns = next(csv.reader([header.decode(errors="replace")]), [])
-        if columns[: 2 + len(self._names)] != _columns(self._names):
-            raise self._not_ours(f"its columns are {', '.join(columns) or 'missing'}")
-        found, begin, end, last = 0, 0, len(header), b""
-        for line in islice(file, self._rows):
-            if not line.endswith(b"\n"):
+        self._file = file = self._target.open("r+b")
+        rows = _rows_in(file)
+        header, columns = next(rows, (b"", []))
+        own = len(_columns(self._names))
+        if columns[:own] != _columns(self._names):
+            shown = ", ".join(columns).encode(errors="replace").decode()  # it may be in any encoding
+            raise self._not_ours(f"its columns are {shown or 'missing'}")
+        where = [str(self._epoch), str(self._step)]  # what the last row begins with
+        found, begin, end, last, filled = 0, 0, len(header), list[str](), set[int]()
+        for line, cells in islice(rows, self._rows):
+            again = bool(self._values) and found + 1 == self._rows  # the last, which is written again
+            if not line.endswith(b"\n") and not (again and cells[:2] == where):
                 break
-            found, begin, end, last = found + 1, end, end + len(line), line
+            found, begin, end, last = found + 1, end, end + len(line), cells
+            # What it holds to the right may be a value that came after the saved state, in a column of its own.
+            filled.update(i for i in range(own, len(cells)) if cells[i] and not (again and _is_number(cells[i])))
         if found < self._rows:
-            logger.warning("%s holds %d of the %d rows written to it; it goes on", self.path, found, self._rows)
+            logger.warning("%s holds %d of the %d rows written to it; it goes on", self._target, found, self._rows)
             self._rows, self._values = found, {}
-        elif self._values and last.split(b",", 2)[:2] != [b"%d" % self._epoch, b"%d" % self._step]:
+        elif self._values and last[:2] != where:
             raise self._not_ours(f"its row {found} is not that of epoch {self._epoch}, step {self._step}")
         if file.seek(0, os.SEEK_END) > end:
-            logger.info("%s: what follows row %d is cut off, to be written again", self.path, found)
+            logger.info("%s: what follows row %d is cut off, to be written again", self._target, found)
+        beside = sorted(filled)
+        self._beside, line = _taken(columns, beside), b""
         if self._values:
             # As it was recorded: something may have been added to it since.
             end, found = begin, found - 1
-            last = _row(self._epoch, self._step, self._names, self._values)
-        else:
-            last = b""
-        if len(columns) > 2 + len(self._names):
-            self._rewrite(last, above=found)
+            self._tail = _line(["", *_taken(last, beside)])[:-1] if beside else b""
+            line = _row(self._epoch, self._step, self._names, self._values, self._tail)
+        if own + len(beside) != len(columns):
+            self._rewrite(line, above=found, take=[*range(own), *beside])
         else:
             file.seek(end)
-            self._offset, self._end = end, end + len(last)
-            file.write(last)
+            self._offset, self._end = end, end + len(line)
+            file.write(line)
             file.truncate()
 
     def _widen(self, names: list[str], line: bytes, *, above: int) -> None:
         """Give new names their columns: a new header, the rows ``above``, and then ``line``."""
-        file, self._names = self._file, names
+        file, old = self._file, len(_columns(self._names))
         assert file is not None
+        new, self._names = len(names) - len(self._names), names
         if above:
-            self._rewrite(line, above=above)
+            self._rewrite(line, above=above, take=[*range(old), *[None] * new, *range(old, old + len(self._beside))])
             return
-        header = _line(_columns(names))  # there is nothing to lose yet
+        header = _line([*_columns(names), *self._beside])  # there is nothing to lose yet
         file.seek(0)
         file.write(header + line)
         file.truncate()
         self._offset, self._end = len(header), len(header) + len(line)
 
-    def _rewrite(self, last: bytes, *, above: int) -> None:
-        """Put a file with the present columns in place of the old one: its rows ``above``, and then ``last``."""
+    def _rewrite(self, last: bytes, *, above: int, take: Sequence[int | None]) -> None:
+        """Put a file with the present columns in place of the old one.
+
+        Args:
+            last: The last row.
+            above: How many of the old rows come before it.
+            take: Which of the old columns each of the present ones is; None for one that is new.
+        """
         assert self._file is not None
         self._file.flush()
-        target = Path(os.path.realpath(self.path))  # of a link it is the file behind it that is replaced
+        target = self._target
         temporary = target.with_name(f".{target.name}.tmp")
-        columns = _columns(self._names)
-        blank = [""] * len(columns)
         try:
-            with (
-                target.open(newline="", encoding="utf-8") as old,
-                temporary.open("w", newline="", encoding="utf-8") as new,
-            ):
-                rows = islice(csv.reader(old), 1, 1 + above)
-                writer = csv.writer(new, lineterminator="\n")
-                writer.writerow(columns)
-                writer.writerows((row + blank)[: len(columns)] for row in rows)
+            with target.open("rb") as old, temporary.open("wb") as new:
+                new.write(_line([*_columns(self._names), *self._beside]))
+                for _, cells in islice(_rows_in(old), 1, 1 + above):
+                    new.write(_line(_taken(cells, take)))
                 self._offset = new.tell()
-                new.write(last.decode())
+                new.write(last)
                 new.flush()
                 os.fsync(new.fileno())  # else a crash of the machine could leave the new name with an empty file
             self.close()
@@ -271,13 +291,40 @@ def _columns(names: Iterable[str]) -> list[str]:
     return ["epoch", "step", *names]
 
 
-def _row(epoch: int, step: int, names: Iterable[str], values: Mapping[str, float]) -> bytes:
-    """A line of numbers, which need none of the care that names do."""
+def _row(epoch: int, step: int, names: Iterable[str], values: Mapping[str, float], tail: bytes) -> bytes:
+    """A line of numbers, which need none of the care that names do, and the cells beside them."""
     cells = [repr(float(values[name])) if name in values else "" for name in names]
-    return (",".join([str(epoch), str(step), *cells]) + "\n").encode()
+    return ",".join([str(epoch), str(step), *cells]).encode() + tail + b"\n"
 
 
 def _line(cells: Iterable[object]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _rows_in(file: BinaryIO) -> Iterator[tuple[bytes, list[str]]]:
+    """Each row of a file: its bytes, and its cells. What somebody wrote may hold line breaks, in any encoding."""
+    taken: list[bytes] = []
+
+    def lines() -> Iterator[str]:
+        for line in file:
+            taken.append(line)
+            yield line.decode(errors="surrogateescape")
+
+    for cells in csv.reader(lines()):
+        yield b"".join(taken), cells
+        taken.clear()
+
+
+def _taken(cells: Sequence[str], take: Iterable[int | None]) -> list[str]:
+    """These of a row's cells; empty ones where it has none."""
+    return [cells[i] if i is not None and i < len(cells) else "" for i in take]
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell is written as the numbers of a run are."""
+    try:
+        return repr(float(cell)) == cell
+    except ValueError:
+        return False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import time
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _EVENTS = "events.out.tfevents.*"  # the names that TensorBoard looks for
 _HPARAMS = ".hparams"  # how the names of the files with hyperparameters end
+# The event files that were there when a run of this process was over: in a notebook one follows another.
+_OVER: set[str] = set()
 
 logger: logging.Logger = logging.getLogger("loopwright")
 
@@ -48,8 +52,10 @@ class TensorBoardLogger(Logger):
     deprecates the tracer that it takes.
 
     A fresh run begins a new event file, and those that are already there are set aside into the folder
-    ``previous-1``, ``previous-2`` and so on, which TensorBoard shows as runs of their own. A second ``fit`` of the
-    same trainer continues the run, without double points.
+    ``previous-1``, ``previous-2`` and so on, which TensorBoard shows as runs of their own. What this process has
+    written there since its last run in the folder belongs to the new one and stays: a ``SummaryWriter`` of your own
+    may add text or images, before ``fit`` or in a callback. A second ``fit`` of the same trainer continues the run,
+    without double points.
 
     Args:
         folder: The run's folder, for example ``"runs/line"``. It is made as needed.
@@ -146,6 +152,7 @@ class TensorBoardLogger(Logger):
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
+            _OVER.update(map(os.path.realpath, self.folder.glob(_EVENTS)))
 
     def state_dict(self) -> dict[str, Any]:
         """The newest record, and which of its values have been handed on."""
@@ -191,7 +198,7 @@ class TensorBoardLogger(Logger):
         return not there or max(self.folder.glob(_EVENTS)) not in there
 
     def _set_aside(self) -> None:
-        if earlier := sorted(self.folder.glob(_EVENTS)):
+        if earlier := sorted(path for path in self.folder.glob(_EVENTS) if not _is_new(path)):
             aside = numbered(self.folder / "previous")
             aside.mkdir()
             for path in earlier:
@@ -222,6 +229,17 @@ class TensorBoardLogger(Logger):
         writer.close()
         for path in outdated:
             path.unlink()
+
+
+def _is_new(path: Path) -> bool:
+    """Whether this process has begun an event file since its last run in the folder.
+
+    Its name says when it was begun, and by which process. Another one may have had this number before.
+    """
+    begun = re.match(rf"events\.out\.tfevents\.(\d+)\.{re.escape(socket.gethostname())}\.{os.getpid()}\.", path.name)
+    now = logging.makeLogRecord({})
+    loaded = now.created - now.relativeCreated / 1000  # of logging, which torch and TensorBoard import
+    return begun is not None and int(begun[1]) >= int(loaded) and os.path.realpath(path) not in _OVER
 
 
 def _optimizer_settings(state: State) -> dict[str, Any]:

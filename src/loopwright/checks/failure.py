@@ -14,7 +14,7 @@ from loopwright.checks.seen import listed
 from loopwright.errors import LoopwrightError
 from loopwright.metric_calls import RAISED
 from loopwright.mismatch import likely_cause, unlike_types
-from loopwright.mismatch.layers import short
+from loopwright.mismatch.layers import shape_of, short
 from loopwright.nonfinite.census import tensors_in
 from loopwright.preflight import Check
 
@@ -42,7 +42,7 @@ def failed_step(name: str, run: Rehearsed, batch: Any, cause: str, fix: str) -> 
     elif said := [note for note in getattr(run.error, "__notes__", ()) if note.startswith(RAISED)]:
         cause = said[0]
     row = failed_by(name, run.error, cause, fix)
-    tensors = [f"{path} {tuple(t.shape)} {short(t.dtype)}" for path, t in tensors_in(batch, "batch")]
+    tensors = [f"{path} {shape_of(t)} {short(t.dtype)}" for path, t in tensors_in(batch, "batch")]
     evidence = f"{row.evidence}; {listed(tensors)}" if tensors else row.evidence
     return Check(name, "failed", evidence, row.cause, row.fix)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from loopwright.callback import TWICE, WHY_TWICE
@@ -146,8 +147,8 @@ def outputs_differ(seen: Seen) -> Check:
     if first is None or first.error is not None or seen.second is None:
         return Check(name, "not applicable", why_unseen(seen) or "no optimizer step was made")
     predictions = [c.input for c in first.record.calls] or first.predictions
-    predictions = [p for p in predictions if p.ndim and len(p) > 1]
-    given = _given_with_each(first.record.given, {len(p) for p in predictions})
+    predictions = [p for p in predictions if p.ndim and p.size(0) > 1]
+    given = _given_with_each(first.record.given, {p.size(0) for p in predictions})
     if not predictions or not any(_rows_differ(tensor) for tensor in given):
         return Check(name, "not applicable", "no predictions for samples that differ were seen")
     if len(first.losses) < 2 or not first.moved:
@@ -168,11 +169,14 @@ def _given_with_each(given: Iterable[Tensor], predicted: set[int]) -> list[Tenso
 
     Others of whole numbers may be positions or edges. A model of sequences may predict for each place in one.
     """
-    rows = [tensor for tensor in given if tensor.ndim and len(tensor) > 1]
-    return [t for t in rows if t.is_floating_point() or len(t) in predicted or t.numel() in predicted]
+    rows = [tensor for tensor in given if tensor.ndim and tensor.size(0) > 1]
+    return [t for t in rows if t.is_floating_point() or t.size(0) in predicted or t.numel() in predicted]
 
 
 def _rows_differ(tensor: Tensor) -> bool:
+    if tensor.is_nested:
+        first, *others = (torch.unique(part) for part in tensor.unbind())  # that one is longer says nothing
+        return not all(torch.equal(first, other) for other in others)
     return bool((tensor != tensor[:1]).any())
 
 

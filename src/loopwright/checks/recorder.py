@@ -131,7 +131,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         named = dict(zip(("input", "target"), args, strict=False)) | dict(kwargs)
         one, other = named.get("input"), named.get("target", named.get("other"))
-        if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if isinstance(one, Tensor) and isinstance(other, Tensor) and not one.is_nested and not other.is_nested:
             if func in _LOSSES:
                 self._loss(func, one, other, named)
             elif getattr(func, "__name__", "") in _DIFFERENCES:
@@ -177,6 +177,7 @@ class Recorder(TorchFunctionMode):
         """Raise before torch would: on an accelerator, its own error cannot be recovered from."""
         if indices.numel() == 0:
             return
+        indices = indices.values() if indices.is_nested else indices
         low, high = int(indices.min()), int(indices.max())
         words = f"{what} from {low} to {high}, with {numbered(count, of)}"
         if low >= 0 and high < count:
@@ -210,10 +211,10 @@ class Recorder(TorchFunctionMode):
         value = args[0].data if args and isinstance(args[0], PackedSequence) else args[0] if args else None
         if name is None or not isinstance(value, Tensor) or not value.is_floating_point():
             return
-        if isinstance(module, _BatchNorm) and module.training and value.ndim > 1:
+        if isinstance(module, _BatchNorm) and module.training and value.ndim > 1 and not value.is_nested:
             self._record.norms[name] = value.numel() / value.shape[1] / (self._size or len(value))
         trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        if isinstance(module, _FED_BY_DATA) and trained and not value.requires_grad:
+        if isinstance(module, _FED_BY_DATA) and trained and not value.requires_grad and value.numel():
             self._record.layers.setdefault(name, []).append(_features_last(module, value.detach()))
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -278,6 +279,8 @@ def _made_by(tensor: Tensor) -> str:
 
 
 def _features_last(module: nn.Module, value: Tensor) -> Tensor:
+    if value.is_nested:
+        return torch.cat([_features_last(module, part) for part in value.unbind()])
     if isinstance(module, _ConvNd):
         value = value.movedim(1 if value.ndim > len(module.kernel_size) + 1 else 0, -1)
     return value.reshape(-1, value.shape[-1]) if value.ndim else value.reshape(1, 1)

@@ -113,7 +113,7 @@ def size_of() -> Lines:
         def size_of(batch):
             """The number of samples in a batch: the length of the first tensor in it."""
             if isinstance(batch, torch.Tensor):
-                return len(batch) if batch.ndim else 0
+                return batch.size(0) if batch.ndim else 0
             if isinstance(batch, torch.nn.utils.rnn.PackedSequence):
                 return int(batch.batch_sizes[0])
             if isinstance(batch, dict):

@@ -290,6 +290,19 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def shape_of(tensor: Tensor) -> str:
+    """A tensor's shape in words; of a nested one, with a star where its parts differ."""
+    if tensor.layout != torch.strided or not tensor.is_nested:
+        return str(tuple(tensor.shape))
+    sizes = []
+    for dimension in range(tensor.ndim):
+        try:
+            sizes.append(str(tensor.size(dimension)))
+        except RuntimeError:
+            sizes.append("*")
+    return f"({', '.join(sizes)})"
+
+
 def _listed(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 

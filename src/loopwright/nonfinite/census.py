@@ -53,10 +53,19 @@ def census(tensor: Tensor) -> Census | None:
     infinite = bad & ~nan
     below = infinite & (plain.real < 0 if plain.is_complex() else plain < 0)
     counts = [int(found.sum()) for found in (nan, infinite, below)]
-    mapped = plain.ndim and not tensor.is_sparse and _first_is_first(tensor)
-    length = len(plain) if mapped else None
-    rows = [] if length is None else bad.reshape(length, -1).any(1).nonzero()[:_ROWS, 0].tolist()
-    return Census(plain.numel(), counts[0], counts[1] - counts[2], counts[2], length, tuple(rows), tensor.dtype)
+    length, rows = _rows_of(tensor, bad)
+    return Census(plain.numel(), counts[0], counts[1] - counts[2], counts[2], length, rows, tensor.dtype)
+
+
+def _rows_of(tensor: Tensor, bad: Tensor) -> tuple[int | None, tuple[int, ...]]:
+    """The first dimension, where there is one, and the places along it that hold one of the ``bad`` elements."""
+    if tensor.is_nested:
+        sizes = [part.numel() for part in tensor.detach().unbind()]
+        rows = [row for row, part in enumerate(torch.split(bad, sizes)) if bool(part.any())]
+        return len(sizes), tuple(rows[:_ROWS])
+    if not bad.ndim or tensor.is_sparse or not _first_is_first(tensor):
+        return None, ()
+    return len(bad), tuple(bad.reshape(len(bad), -1).any(1).nonzero()[:_ROWS, 0].tolist())
 
 
 def span(tensor: Tensor) -> tuple[float, float] | None:
@@ -70,6 +79,9 @@ def span(tensor: Tensor) -> tuple[float, float] | None:
 
 def same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same, NaN for NaN."""
+    if one.is_nested and other.is_nested:
+        parts, others = one.unbind(), other.unbind()
+        return len(parts) == len(others) and all(map(same, parts, others))
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if one.layout != torch.strided:
@@ -139,6 +151,9 @@ def _plain(tensor: Tensor) -> Tensor | None:
     found = tensor.detach()
     if found.is_sparse:
         found = found.coalesce().values()
-    elif found.layout != torch.strided or found.is_nested:
+    elif found.is_nested:  # of whose values() a view may hold but some
+        nothing = torch.empty(0, dtype=found.dtype, device=found.device)
+        found = torch.cat([nothing, *(part.reshape(-1) for part in found.unbind())])
+    elif found.layout != torch.strided:
         found = found.values()
     return found.float() if found.dtype.itemsize == 1 else found  # torch counts nothing in eight bits

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from loopwright.mismatch.layers import shape_of
 from loopwright.nonfinite.census import census, same, tensors_in
 from loopwright.nonfinite.gradients import Backward, backward
 from loopwright.nonfinite.watch import Event, Watch
@@ -174,7 +175,7 @@ def _untouched(modules: Iterable[nn.Module], replay: Replay, lost: list[str]) ->
             try:
                 _put_back(tensor, copy)
             except RuntimeError as problem:  # the others are to be put back all the same
-                lost.append(f"a tensor of shape {tuple(copy.shape)} could not be put back: {problem}")
+                lost.append(f"a tensor of shape {shape_of(copy)} could not be put back: {problem}")
 
 
 def _put_back(tensor: Tensor, copy: Tensor) -> None:
@@ -182,7 +183,7 @@ def _put_back(tensor: Tensor, copy: Tensor) -> None:
     if same(tensor.detach(), copy):
         return
     target = tensor.data
-    if copy.layout == torch.strided and target.shape == copy.shape:
+    if copy.layout == torch.strided and not copy.is_nested and target.shape == copy.shape:
         for dimension, stride in enumerate(target.stride()):
             if stride == 0 and target.shape[dimension] > 1:  # expanded: one number stands for all, and takes one write
                 target, copy = target.narrow(dimension, 0, 1), copy.narrow(dimension, 0, 1)
