@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import collections
 import csv
+import errno
 import logging
 import math
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import At
+from helpers import At, small_trainer, some_batches
 from loopwright import Callback, ConfigError, Every, NonFiniteError, Output, State, Trainer
 from loopwright.callbacks import CSVLogger, LearningRateMonitor, Logger
 from loopwright.paths import file_behind
@@ -691,3 +693,30 @@ def test_a_logger_of_ones_own_may_use_any_name_for_its_attributes() -> None:
     one = ElsewhereLogger("there")
     trainer_with(one).fit(tiny_data(), epochs=2)
     assert one.records == 2
+
+
+@pytest.mark.parametrize("room", [0, 1, 900, 2000, 5000, 9000])
+def test_rows_that_a_full_disk_had_no_room_for_are_written_once_it_has(room: int, tmp_path: Path) -> None:
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(state: State) -> None:
+        if state.progress.step == 100:
+            size = (tmp_path / "run.csv").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, usual[1]))
+
+    def fit(name: str, *callbacks: Callback[Any]) -> None:
+        torch.manual_seed(0)
+        trainer = small_trainer(CSVLogger(tmp_path / name, every=Every(steps=1)), *callbacks)
+        try:
+            trainer.fit(some_batches(4), epochs=100)
+        except OSError as error:
+            said.append((error.errno, error.filename))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        trainer.fit(some_batches(4), epochs=100)
+
+    said: list[object] = []
+    fit("run.csv", At(on_step_end=fill))
+    assert said == [(errno.EFBIG, str(tmp_path / "run.csv"))]
+    fit("whole.csv")
+    assert (tmp_path / "run.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import logging
@@ -84,6 +85,7 @@ class CSVLogger(Logger):
         # The last row, as long as more can be added to it, and the offsets at which it begins and ends.
         self._epoch = self._step = self._offset = self._end = 0
         self._values: dict[str, float] = {}
+        self._unsure: list[bytes] = []  # the newest rows, which the system may not have taken yet
 
     def open(self, state: State, *, fresh: bool) -> None:
         """Begin a new file, or go on after the rows that this run has written."""
@@ -120,6 +122,12 @@ class CSVLogger(Logger):
 
     def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Write one row, or add to the last one if it is of this step."""
+        try:
+            self._write(epoch, step, values)
+        except OSError as error:
+            raise self._where(error) from error
+
+    def _write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         file = self._file
         assert file is not None, "open comes before write"
         again = bool(self._values) and step == self._step
@@ -129,27 +137,39 @@ class CSVLogger(Logger):
             names = list(dict.fromkeys((*names, *values)))
         tail = self._tail if again else b"," * len(self._beside)
         line = _row(epoch, step, names, row, tail)
-        if len(names) > len(self._names):
+        wider = len(names) > len(self._names)
+        if wider:
             self._widen(names, line, above=self._rows - again)
-        elif again:
+        # Noted before it is written, so that a disk that is full does not lose it.
+        self._epoch, self._step, self._values, self._tail = epoch, step, row, tail
+        self._rows += not again
+        if again and not wider:
+            self._unsure[-1:] = [line]
+            self._end = self._offset + len(line)
             # Over the old line, and only then cut: whenever the process is killed, the row is there.
             file.seek(self._offset)
             file.write(line)
             file.truncate()
-            self._end = self._offset + len(line)
-        else:
+        elif not wider:
+            self._unsure.append(line)
             self._offset, self._end = self._end, self._end + len(line)  # to ask the file would be a system call
             file.write(line)
-        self._epoch, self._step, self._values, self._tail = epoch, step, row, tail
-        self._rows += not again
         if time.monotonic() - self._flushed > _BUFFERED:
             self.flush()
 
     def flush(self) -> None:
         """Hand the rows on to the system, so that others see them and a kill does not lose them."""
         if self._file is not None:
-            self._file.flush()
+            try:
+                self._file.flush()
+            except OSError as error:
+                raise self._where(error) from error
+            self._unsure = []
             self._flushed = time.monotonic()
+
+    def _where(self, error: OSError) -> OSError:
+        """The same error with the file's path, which a buffer does not know."""
+        return OSError(error.errno, error.strerror, error.filename or str(self._target))
 
     def on_eval_start(self, state: State) -> None:
         """Let the rows be seen during a long evaluation."""
@@ -161,8 +181,14 @@ class CSVLogger(Logger):
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            try:
+                self.flush()
+            finally:
+                file, self._file = self._file, None
+                with contextlib.suppress(
+                    OSError
+                ):  # where flushing has failed, so does this, and closes it all the same
+                    file.close()
 
     def state_dict(self) -> dict[str, Any]:
         """How far the file goes: its columns, the number of its rows, and the last of them."""
@@ -182,7 +208,7 @@ class CSVLogger(Logger):
         super().load_state_dict(state)
         self._names = [check_name(name) for name in state["names"]]
         self._rows, self._epoch, self._step = state["rows"], state["epoch"], state["step"]
-        self._values = dict(state["values"])
+        self._values, self._unsure = dict(state["values"]), []
 
     def _set_aside(self) -> None:
         with self._target.open("rb") as file:
@@ -215,6 +241,13 @@ class CSVLogger(Logger):
             found, begin, end, last = found + 1, end, end + len(line), cells
             # What it holds to the right may be a value that came after the saved state, in a column of its own.
             filled.update(i for i in range(own, len(cells)) if cells[i] and not (again and _is_number(cells[i])))
+        if 0 < self._rows - found <= len(self._unsure):  # a disk that was full had no room for them
+            file.seek(end)
+            file.write(b"".join(self._unsure[found - self._rows :]))
+            file.truncate()
+            self.close()
+            self._go_on()
+            return
         if found < self._rows:
             logger.warning("%s holds %d of the %d rows written to it; it goes on", self._target, found, self._rows)
             self._rows, self._values = found, {}
@@ -241,9 +274,14 @@ class CSVLogger(Logger):
         """Give new names their columns: a new header, the rows ``above``, and then ``line``."""
         file, old = self._file, len(_columns(self._names))
         assert file is not None
-        new, self._names = len(names) - len(self._names), names
+        before, self._names = self._names, names
         if above:
-            self._rewrite(line, above=above, take=[*range(old), *[None] * new, *range(old, old + len(self._beside))])
+            take = [*range(old), *[None] * (len(names) - len(before)), *range(old, old + len(self._beside))]
+            try:
+                self._rewrite(line, above=above, take=take)
+            except OSError:
+                self._names = before  # as the file has it
+                raise
             return
         header = _line([*_columns(names), *self._beside])  # there is nothing to lose yet
         file.seek(0)
@@ -260,7 +298,7 @@ class CSVLogger(Logger):
             take: Which of the old columns each of the present ones is; None for one that is new.
         """
         assert self._file is not None
-        self._file.flush()
+        self.flush()
         target = self._target
         temporary = target.with_name(f".{target.name}.tmp")
         try:
