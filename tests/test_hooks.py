@@ -810,7 +810,7 @@ def test_on_before_step_sees_the_average_over_a_short_window_of_unknown_length()
 
 def test_on_before_step_sees_unscaled_gradients_under_fp16_and_on_backward_end_scaled_ones() -> None:
     snapshots = Snapshots()
-    model = nn.Linear(3, 1)
+    model = nn.Linear(3, 1, bias=False)
     trainer = small_trainer(snapshots, model=model, precision="fp16")
     trainer.fit([(x / 8, y / 8) for x, y in some_batches(1)], epochs=1)  # for which the first scale is not too large
     assert trainer.state.progress.step == 1
