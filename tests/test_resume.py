@@ -1270,3 +1270,17 @@ def test_a_link_in_the_place_of_a_checkpoint_is_refused_aloud(tmp_path: Path, ca
     with pytest.raises(CheckpointError, match=r"is a link.*\n.*by its own path"):
         fit(3, resume="auto")
     assert fit(3, resume=tmp_path / "elsewhere").state.progress.step == 9
+
+
+def test_a_resume_by_path_in_the_same_process_finds_the_order_of_the_epochs_to_come(tmp_path: Path) -> None:
+    def fit(trainer: Trainer, **settings: Any) -> Trainer:
+        x = torch.arange(12.0).reshape(12, 1).expand(12, 3) / 12
+        loader = DataLoader(TensorDataset(x, x[:, :1]), batch_size=3, shuffle=True)
+        trainer.fit(loader, epochs=3, **settings)
+        return trainer
+
+    torch.manual_seed(0)
+    unbroken = fit(small_trainer(Checkpoint(tmp_path, keep=5)))
+    expected = weights_of(unbroken)
+    again = fit(unbroken, resume=tmp_path / "step-000000008")
+    assert all(map(torch.equal, weights_of(again), expected))

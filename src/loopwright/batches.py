@@ -263,6 +263,7 @@ class EpochData:
         self._places = {} if state["place"] is None else {done: state["place"]}
         self._val_place = state["val_place"]
         self._elsewhere = self._val_elsewhere = True
+        self._epoch = None  # this process has begun none of its epochs
 
 
 class Pass:

@@ -24,13 +24,14 @@ class Metrics(Mapping[str, float]):
     A value may still be on the accelerator, or not be worked out yet: reading it here is what waits. Any thread may.
     """
 
-    __slots__ = ("_held", "_later", "_mark", "_marks", "_prefix", "_values", "reads", "validated")
+    __slots__ = ("_at_work", "_held", "_later", "_mark", "_marks", "_prefix", "_values", "reads", "validated")
 
     def __init__(self) -> None:
         self._values: dict[str, float | Tensor] = {}
         self._marks: dict[str, int] = {}
         self._mark = 0
         self._prefix, self._held = "", _NOTHING  # a step's values, as they came: most are replaced before anyone asks
+        self._at_work = False  # on those
         self._later: list[Callable[[], None]] = []  # what is put off until somebody asks, in its order
         self.reads: int = 0  # how often a value was fetched from a tensor
         self.validated: bool = False  # whether the present call has validation data, which a missing name may await
@@ -87,20 +88,22 @@ class Metrics(Mapping[str, float]):
             self.record(f"{self._prefix}/{name}", value)
 
     def catch_up(self) -> None:
-        """Do all that was put off, in its order."""
+        """Do all that was put off, in its order. Who reads from another thread meanwhile waits for it."""
         with TURNS:
+            if self._at_work:  # what is being done reads what came before it
+                return
             if self._held:
                 self._let_go()
-            later, self._later = self._later, []
-            done = 0
+            self._at_work, done = True, 0
             try:
-                for act in later:
-                    act()
+                while done < len(self._later):
+                    self._later[done]()
                     done += 1
-            except BaseException as error:
-                # What comes after it is not lost; nor is it, where somebody has broken it off.
-                self._later = later[done + isinstance(error, Exception) :] + self._later
+            except Exception:  # what comes after it is not lost
+                done += 1
                 raise
+            finally:  # nor is it, where somebody has broken it off
+                self._later, self._at_work = self._later[done:], False
 
     def __getstate__(self) -> tuple[None, dict[str, object]]:
         """What is copied or pickled: nothing is put off there, as it would be done by, and to, what was copied."""
@@ -123,7 +126,11 @@ class Metrics(Mapping[str, float]):
             raise unknown_metric(name, self._values, *self._awaited(name)) from None
         if isinstance(value, Tensor):
             self.reads += 1
-            value = self._values[name] = float(value.item())
+            number = float(value.item())
+            with TURNS:
+                if self._values.get(name) is value:  # else another thread has stored a newer one meanwhile
+                    self._values[name] = number
+            return number
         return value
 
     def _awaited(self, name: str) -> tuple[str, str]:
