@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ def _meant(name: str, known: tuple[str, ...], of_fit: tuple[str, ...]) -> str:
     return f"; {meant}" if meant else ""
 
 
-def check_takes(name: str, function: object, *given: str) -> None:
+def check_takes(name: str, function: Callable[..., object], *given: str) -> None:
     """Raise ConfigError where a function is certain not to be callable with these arguments, by position.
 
     Nothing is certain of what is no function of Python's in the end, nor where a signature was written by hand. A
@@ -132,7 +132,7 @@ def check_takes(name: str, function: object, *given: str) -> None:
         called = inspect.getattr_static(type(called), "__call__", None)
     if type(called) is not FunctionType or hasattr(called, "__signature__") or hasattr(function, "__signature__"):
         return
-    signature = inspect.signature(function, follow_wrapped=False)  # type: ignore[arg-type]  # it is callable
+    signature = inspect.signature(function, follow_wrapped=False)
     try:
         signature.bind(*given)
     except TypeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ from loopwright.errors import ConfigError, nearest
 from loopwright.guard import NonFinitePolicy
 from loopwright.logger import check_apart
 from loopwright.metrics import check_name
+from loopwright.nonfinite.census import joined
 from loopwright.precision import Precision, half_weights
 from loopwright.schedule import Schedule, check_count
 from loopwright.step import LossFn, Metric, describe
@@ -138,11 +139,10 @@ class Settings:
         return found
 
 
-def sparse_clipping(names: Sequence[str]) -> ConfigError:
+def sparse_clipping(names: list[str]) -> ConfigError:
     """The error for gradients that are to be clipped, and are sparse: those of the parameters of these names."""
-    of = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
     return ConfigError(
-        f"clip_norm does not go with sparse gradients, as {of} {'have' if names[1:] else 'has'} them",
+        f"clip_norm does not go with sparse gradients, as {joined(names)} {'have' if names[1:] else 'has'} them",
         why="torch does not compute their norm",
         fix="sparse=False in the embedding, or leave clip_norm out",
     )
@@ -366,7 +366,7 @@ def check_model(model: object, optimizer: object) -> None:
         )
 
 
-def check_step(loss: LossFn | None, step: object) -> None:
+def check_step(loss: LossFn | None, step: Callable[..., object] | None) -> None:
     """Raise ConfigError unless exactly one of the two is given, and can be called."""
     if (loss is None) == (step is None):
         raise ConfigError(
@@ -389,5 +389,5 @@ def check_step(loss: LossFn | None, step: object) -> None:
             )
     if step is not None:
         check_takes("step", step, "model", "batch")
-    else:
+    elif loss is not None:
         check_takes("loss", loss, "predictions", "targets")

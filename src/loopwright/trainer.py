@@ -853,7 +853,8 @@ class Trainer(NamedArguments, Generic[Model, Batch]):
             ConfigError: The step returned no predictions.
         """
         check_loader("data", data)
-        check_takes("forward", forward, "model", "batch")
+        if forward is not None:
+            check_takes("forward", forward, "model", "batch")
         outputs: list[Any] = []
         with self._prepared("predict", Plan(batches=length_of(data))), evaluating(self.state.model):
             for batch in evaluated(data, "data to predict", None):

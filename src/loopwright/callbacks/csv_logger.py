@@ -185,9 +185,7 @@ class CSVLogger(Logger):
                 self.flush()
             finally:
                 file, self._file = self._file, None
-                with contextlib.suppress(
-                    OSError
-                ):  # where flushing has failed, so does this, and closes it all the same
+                with contextlib.suppress(OSError):  # where flushing has failed: it is closed all the same
                     file.close()
 
     def state_dict(self) -> dict[str, Any]:
